@@ -1,0 +1,143 @@
+"""Where work runs: the only file that creates clusters or connects to one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Cluster: TypeAlias = "Client | str | None"
+"""A `distributed.Client`, the address of a scheduler, ``"local"``, ``"serial"`` or ``"auto"``."""
+
+_WORKER_TTL = "60 minutes"
+"""StarDist's suppression holds the interpreter lock for minutes, during which a worker sends no heartbeat.
+The default of five minutes would restart such a worker, and its block with it, for ever."""
+
+
+@contextmanager
+def connect(cluster: Cluster = "auto", *, n_workers: int | None = None) -> Iterator[Client | None]:
+    """Yield a client to run a job on, or None to run it in this process.
+
+    Parameters
+    ----------
+    cluster
+        A `distributed.Client` (used and left open); the address of a scheduler (``"tcp://host:8786"``)
+        or the path of a scheduler file; ``"local"``, one worker process per core, listening on loopback
+        only; ``"serial"`` or None, this process, for debugging; ``"auto"``, the client that is already
+        open in this process, otherwise ``"local"``.
+    n_workers
+        Worker processes of a local cluster; one per usable core by default.
+
+    Raises
+    ------
+    ValueError
+        If `cluster` names nothing known.
+    ConnectionError
+        If no scheduler answers at the address.
+    """
+    if cluster is None or cluster == "serial":
+        yield None
+        return
+    from distributed import Client
+
+    if isinstance(cluster, Client):
+        yield cluster
+        return
+    if cluster == "auto":
+        running = _open_client()
+        if running is not None:
+            yield running
+            return
+        cluster = "local"
+    if cluster == "local":
+        with _local(n_workers or usable_cores()) as client:
+            yield client
+        return
+    with _remote(cluster) as client:
+        yield client
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_environment(n_threads: int) -> dict[str, str]:
+    """Return environment variables that a worker with `n_threads` cores needs before its imports.
+
+    Dask sets ``OMP_NUM_THREADS=1``, which would also serialise StarDist's OpenMP loops, and TensorFlow
+    would start as many threads as the machine has cores in every worker.
+    """
+    return {
+        "OMP_NUM_THREADS": str(n_threads),
+        "TF_NUM_INTRAOP_THREADS": str(n_threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "CHUNKRESTORE_NUM_THREADS": str(n_threads),
+        "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+        # TensorFlow would otherwise take all device memory and leave none to CuPy in the same process.
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+
+
+@contextmanager
+def _local(n_workers: int) -> Iterator[Client]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    environment = worker_environment(max(1, usable_cores() // n_workers))
+    with (
+        dask.config.set(
+            {
+                "distributed.scheduler.worker-ttl": _WORKER_TTL,
+                "distributed.admin.tick.limit": "1 hour",
+                "distributed.nanny.pre-spawn-environ": environment,
+            }
+        ),
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            # Without an address Dask's dashboard listens on every interface.
+            dashboard_address="127.0.0.1:0",
+            silence_logs=40,
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _remote(address: str) -> Iterator[Client]:
+    from distributed import Client
+
+    arguments: dict[str, Any]
+    if "://" in address or (":" in address and not os.path.exists(address)):
+        arguments = {"address": address}
+    elif os.path.isfile(address):
+        arguments = {"scheduler_file": address}
+    else:
+        raise ValueError(
+            f"`cluster` {address!r} is neither 'auto', 'local' or 'serial', nor the address (tcp://host:port) "
+            "or the scheduler file of a running Dask scheduler"
+        )
+    try:
+        client = Client(timeout="10s", **arguments)
+    except (OSError, TimeoutError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at `cluster` {address!r}: {error}") from error
+    with client:
+        yield client
+
+
+def _open_client() -> Client | None:
+    from distributed import get_client
+
+    try:
+        return get_client()
+    except ValueError:
+        return None

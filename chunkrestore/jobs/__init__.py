@@ -1,0 +1,1 @@
+"""Store-to-store jobs: planned from metadata, run block by block, resumable."""

@@ -1,0 +1,155 @@
+"""What workers do: one function per kind of task, each complete in itself and safe to repeat.
+
+Every task reads from a store or from tables on disk, computes, writes whole write units, and returns a
+few numbers. Nothing stays in a worker's memory between tasks but loaded models and transformed PSFs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrestore import statistics
+from chunkrestore.backend import to_numpy
+from chunkrestore.grid import Block, BlockGrid, Slices
+from chunkrestore.jobs.ledger import Item
+from chunkrestore.jobs.source import Readable
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Table
+from chunkrestore.stitch.resolution import concatenate, neighbours
+
+Index = tuple[int, ...]
+
+
+def chain(operators: Sequence[ImageOperator], core: Slices, shape: Sequence[int], index: Index = ()) -> list[Block]:
+    """Return the block of each operator in a chain that ends on `core`.
+
+    The last operator's core is `core`; each operator before it must be valid on all that the next one reads.
+    """
+    blocks: list[Block] = []
+    for operator in reversed(operators):
+        blocks.insert(0, Block.around(core, shape, operator.halo(shape), index))
+        core = blocks[0].read
+    return blocks
+
+
+def apply_chain(operators: Sequence[ImageOperator], blocks: Sequence[Block], image: Any) -> np.ndarray:
+    """Run a chain on what its first block reads; return the result on the last block's core."""
+    for operator, block in zip(operators, blocks, strict=True):
+        image = operator(image, block)[block.trim]
+    return to_numpy(image)
+
+
+def summarize(item: Item, source: Readable, grid: BlockGrid) -> statistics.Summary:
+    """Count the voxels of one core."""
+    t, c, *index = item
+    core = grid.block(index).core
+    return statistics.summarize(source.read(t, c, core))
+
+
+def refine(item: Item, source: Readable, grid: BlockGrid, wanted: statistics.Refinement) -> np.ndarray:
+    """Count the voxels of one core for the second pass."""
+    t, c, *index = item
+    return statistics.refine(source.read(t, c, grid.block(index).core), wanted)
+
+
+def process(item: Item, source: Readable, grid: BlockGrid, operators: Sequence[ImageOperator], target: Any) -> None:
+    """Run a chain of image operators on one block and write its core."""
+    t, c, *index = item
+    blocks = chain(operators, grid.block(index).core, grid.shape, tuple(index))
+    result = apply_chain(operators, blocks, source.read(t, c, blocks[0].read))
+    if not np.isfinite(result).all():
+        raise FloatingPointError(f"{blocks[-1]}: the result holds NaN or infinite voxels")
+    target.write(t, c, blocks[-1].core, result)
+
+
+def probe_seam(
+    item: Item, source: Readable, grid: BlockGrid, operators: Sequence[ImageOperator], written: Readable, half_width: int
+) -> dict[str, float]:
+    """Compare what was written on both sides of a block border with a result that has no border there.
+
+    `item` is the time point, the channel and, per axis, the voxel at the centre of the probe. The
+    reference is computed with twice the depth, on a region centred on the border.
+    """
+    t, c, *centre = item
+    core = tuple(
+        slice(max(0, x - half_width), min(n, x + half_width)) for x, n in zip(centre, grid.shape, strict=True)
+    )
+    deeper = [_deepened(operator, grid.shape) for operator in operators]
+    blocks = chain(deeper, core, grid.shape)
+    reference = apply_chain(deeper, blocks, source.read(t, c, blocks[0].read))
+    error = written.read(t, c, core).astype(np.float64) - reference
+    return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
+
+
+def _deepened(operator: Any, shape: Sequence[int]) -> Any:
+    if not hasattr(operator, "tolerance"):
+        return operator
+    return replace(operator, depth=tuple(2 * d for d in operator.halo(shape).depth))
+
+
+def detect(item: Item, source: Readable, grid: BlockGrid, operator: LabelOperator, folder: Path) -> dict[str, Any]:
+    """Find the objects of one core and keep their table on disk."""
+    t, c, *index = item
+    block = grid.block(index)
+    table = operator.detect(source.read(t, c, block.read), block)
+    save_table(folder, "detected", item, table)
+    return {"reach": operator.reach([table])} | _save_survivors(folder, item, operator.survivors(table), 0)
+
+
+def settle(
+    item: Item, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int, n_round: int, present: dict[Index, int]
+) -> dict[str, Any]:
+    """Decide one block's objects against its neighbours' survivors; `present` tells of which round they are."""
+    t, c, *index = item
+    others = concatenate(
+        load_table(folder, f"survivors-{present[other]}", (t, c, *other)) for other in neighbours(grid, tuple(index), reach)
+    )
+    settled = operator.settle(load_table(folder, "detected", item), others, grid.block(index))
+    return _save_survivors(folder, item, operator.survivors(settled), n_round)
+
+
+def paint(
+    item: Item, source: Readable, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int | None, target: Any
+) -> None:
+    """Paint the labels of one core and write them."""
+    t, c, *index = item
+    block = grid.block(index)
+    near = [tuple(index)] if reach is None else [tuple(index), *neighbours(grid, tuple(index), reach)]
+    numbered = concatenate(load_table(folder, "numbered", (t, c, *i)) for i in near)
+    image = source.read(t, c, block.read) if operator.paint_reads_image else None
+    labels = operator.paint(image, block, numbered)
+    target.write(t, c, block.core, labels.astype(target.dtype, casting="safe", copy=False))
+
+
+def save_table(folder: Path, kind: str, item: Item, table: Table) -> None:
+    """Write a table whole or not at all."""
+    path = _table_path(folder, kind, item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **table)
+    os.replace(partial, path)
+
+
+def load_table(folder: Path, kind: str, item: Item) -> Table:
+    """Read a table."""
+    with np.load(_table_path(folder, kind, item), allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _save_survivors(folder: Path, item: Item, table: Table, n_round: int) -> dict[str, Any]:
+    save_table(folder, f"survivors-{n_round}", item, table)
+    content = hashlib.sha256()
+    for key in sorted(table):
+        content.update(key.encode() + np.ascontiguousarray(table[key]).tobytes())
+    return {"round": n_round, "digest": content.hexdigest()}
+
+
+def _table_path(folder: Path, kind: str, item: Item) -> Path:
+    return folder / kind / f"{'.'.join(map(str, item))}.npz"

@@ -1,0 +1,197 @@
+"""Operators on dask arrays: any graph and any chunking in, a lazy array out.
+
+Chunks become cores. Every block gathers its own halo from the chunks it meets, however many they are, so
+chunks may be uneven, smaller than the halo, or off a network's grid: blocks are the same objects as in a
+job, and so are the numbers. `dask.array.map_overlap` is not used because it merges chunks that are thinner
+than the depth, cannot align reads to a network's grid, and tells a block neither where it lies nor whether
+it touches the volume's border.
+
+Numbers of the whole volume that an operator needs become one more node of the graph. They are computed
+from the same chunks, which dask then keeps until the operator has used them: for volumes far beyond memory
+give the numbers (``normalization=...``) or use `chunkrestore.run`.
+"""
+
+from __future__ import annotations
+
+import operator as op
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+
+from chunkrestore import statistics
+from chunkrestore.grid import Block, BlockGrid, Slices
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, Table
+from chunkrestore.stitch.resolution import resolve_tables, within_reach
+
+_MERGE_WIDTH = 32
+"""Summaries merged by one task."""
+
+
+def apply_image(operator: ImageOperator, image: da.Array, axes: str) -> da.Array:
+    """Return the lazy result of an image operator: float32, same shape and chunks.
+
+    Parameters
+    ----------
+    operator
+        What to apply to every time point and channel.
+    image
+        Dask array with one dimension per letter of `axes`.
+    axes
+        Subset of ``"tczyx"`` in that order, ending in ``"yx"``.
+
+    Raises
+    ------
+    ValueError
+        If axes, dtype or shape do not suit the operator, before anything is computed.
+    """
+    n_lead = _check(operator, image, axes)
+    return _map_planes(lambda plane: _image_plane(operator, plane), image, n_lead)
+
+
+def apply_labels(operator: LabelOperator, image: da.Array, axes: str) -> da.Array:
+    """Return the lazy instance labels of a label operator: int32, same shape and chunks.
+
+    Parameters are those of `apply_image`. Decisions across blocks are made by one task that holds the
+    tables of all blocks; a job distributes them.
+    """
+    n_lead = _check(operator, image, axes)
+    return _map_planes(lambda plane: _labels_plane(operator, plane), image, n_lead)
+
+
+def lazy_statistics(image: da.Array, needs: Iterable[float | str]) -> Any:
+    """Return a delayed mapping of the numbers `needs` of a whole dask array, exact for any chunking."""
+    needs = tuple(needs)
+    blocks = list(image.to_delayed().ravel())
+    summary = _tree(dask.delayed(statistics.merge), [dask.delayed(statistics.summarize)(b) for b in blocks])
+    if np.dtype(image.dtype).kind != "f" or not (set(needs) - {"mean", "minimum", "maximum"}):
+        return dask.delayed(statistics.values)(summary, needs)
+    wanted = dask.delayed(statistics.refinement)(summary, needs)
+    refined = _tree(dask.delayed(sum), [dask.delayed(statistics.refine)(b, wanted) for b in blocks])
+    return dask.delayed(statistics.values)(summary, needs, wanted, refined)
+
+
+def _check(operator: Operator, image: da.Array, axes: str) -> int:
+    if len(axes) != image.ndim:
+        raise ValueError(f"`axes` {axes!r} names {len(axes)} axes but the image has {image.ndim}")
+    n_spatial = sum(axis in "zyx" for axis in axes)
+    if any(np.isnan(n) for n in image.shape):
+        raise ValueError("the image has unknown chunk sizes; call `compute_chunk_sizes()` on it first")
+    operator.check(image.shape[image.ndim - n_spatial :], image.dtype)
+    return image.ndim - n_spatial
+
+
+def _map_planes(function: Callable[[da.Array], da.Array], image: da.Array, n_lead: int) -> da.Array:
+    """Apply `function` to every time point and channel, which are the first `n_lead` axes."""
+    if n_lead == 0:
+        return function(image)
+    planes = [_map_planes(function, image[i], n_lead - 1) for i in range(image.shape[0])]
+    return da.stack(planes).rechunk({0: image.chunks[0]}) if len(image.chunks[0]) < len(planes) else da.stack(planes)
+
+
+def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:
+    grid = BlockGrid.from_chunks(image.chunks, operator.halo(image.shape))
+    ready, dependencies = _ready(operator, image)
+    name = f"{operator.name}-{tokenize(operator, image.name)}"
+    layer = dict(_gather(image, grid, f"halo-{name}"))
+    layer |= {(name, *b.index): (_run_image, ready, b, (f"halo-{name}", *b.index)) for b in grid}
+    return _array(name, layer, [image, *dependencies], image.chunks, np.dtype(np.float32))
+
+
+def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
+    grid = BlockGrid.from_chunks(image.chunks, operator.halo(image.shape))
+    ready, dependencies = _ready(operator, image)
+    name = f"{operator.name}-{tokenize(operator, image.name)}"
+    halo, detect, numbered = f"halo-{name}", f"detect-{name}", f"resolve-{name}"
+    layer = dict(_gather(image, grid, halo))
+    layer |= {(detect, *b.index): (_run_detect, ready, b, (halo, *b.index)) for b in grid}
+    layer[numbered] = (_run_resolve, ready, grid, [(detect, *b.index) for b in grid])
+    for block in grid:
+        source = (halo, *block.index) if operator.paint_reads_image else None
+        layer[(name, *block.index)] = (_run_paint, ready, grid, block, source, numbered)
+    return _array(name, layer, [image, *dependencies], image.chunks, np.dtype(np.int32))
+
+
+def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
+    """Return a graph node (key or literal) of the operator with its numbers, and what the graph needs for it."""
+    if not operator.needs:
+        held = dask.delayed(operator, pure=True, traverse=False)
+    else:
+        held = dask.delayed(_resolve)(
+            dask.delayed(operator, pure=True, traverse=False), lazy_statistics(image, operator.needs)
+        )
+    return held.key, [held]
+
+
+def _gather(image: da.Array, grid: BlockGrid, name: str) -> Iterable[tuple[Any, Any]]:
+    """Yield tasks that cut every block's read region out of the chunks it meets.
+
+    Slices are tasks of their own, so that a chunk's neighbours receive its rim and not the whole chunk.
+    """
+    for block in grid:
+        pieces: list[tuple[Slices, Any]] = []
+        for index in grid.indices_meeting(block.read):
+            core = tuple(slice(e[i], e[i + 1]) for e, i in zip(grid.edges, index, strict=True))
+            part = tuple(
+                slice(max(c.start, r.start), min(c.stop, r.stop)) for c, r in zip(core, block.read, strict=True)
+            )
+            key = (f"piece-{name}", *block.index, *index)
+            yield key, (op.getitem, (image.name, *index), _shift(part, core))
+            pieces.append((_shift(part, block.read), key))
+        yield (name, *block.index), (_assemble, block.read_shape, [p for p, _ in pieces], [k for _, k in pieces])
+
+
+def _shift(region: Slices, origin: Slices) -> Slices:
+    """Return `region` in coordinates that start where `origin` starts."""
+    return tuple(slice(r.start - o.start, r.stop - o.start) for r, o in zip(region, origin, strict=True))
+
+
+def _array(name: str, layer: dict[Any, Any], dependencies: Sequence[Any], chunks: Any, dtype: np.dtype[Any]) -> da.Array:
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=dependencies)
+    return da.Array(graph, name, chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype))
+
+
+def _tree(function: Any, parts: list[Any]) -> Any:
+    while len(parts) > 1:
+        parts = [function(parts[i : i + _MERGE_WIDTH]) for i in range(0, len(parts), _MERGE_WIDTH)]
+    return parts[0]
+
+
+def _assemble(shape: tuple[int, ...], places: Sequence[Slices], pieces: Sequence[Any]) -> Any:
+    from chunkrestore.backend import namespace
+
+    if len(pieces) == 1:
+        return pieces[0]
+    result = namespace(pieces[0]).empty(shape, dtype=pieces[0].dtype)
+    for place, piece in zip(places, pieces, strict=True):
+        result[place] = piece
+    return result
+
+
+def _resolve(operator: Operator, numbers: Mapping[float | str, float]) -> Operator:
+    return operator.resolve(numbers)
+
+
+def _run_image(operator: ImageOperator, block: Block, image: Any) -> Any:
+    return operator(image, block)[block.trim]
+
+
+def _run_detect(operator: LabelOperator, block: Block, image: Any) -> Table:
+    return operator.detect(image, block)
+
+
+def _run_resolve(operator: LabelOperator, grid: BlockGrid, tables: Sequence[Table]) -> Any:
+    by_index = {block.index: table for block, table in zip(grid, tables, strict=True)}
+    return operator.reach(tables), resolve_tables(operator, grid, by_index)
+
+
+def _run_paint(operator: LabelOperator, grid: BlockGrid, block: Block, image: Any, resolved: Any) -> np.ndarray:
+    reach, numbered = resolved
+    labels = operator.paint(image, block, within_reach(grid, block.index, reach, numbered))
+    if labels.dtype != np.int32:
+        raise OverflowError(f"{block}: more objects than int32 ids; use `chunkrestore.run`, which writes int64")
+    return labels

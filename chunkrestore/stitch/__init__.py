@@ -1,0 +1,1 @@
+"""Instance labels across blocks: the steps between detecting objects in blocks and painting them."""
