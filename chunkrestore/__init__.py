@@ -1,0 +1,63 @@
+"""Deconvolve, restore and segment microscopy volumes far larger than memory: tiled equals untiled.
+
+Names are imported on first use, so that ``import chunkrestore`` loads neither zarr nor distributed nor any
+deep-learning or GPU library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from chunkrestore.api import deconvolve, percentiles, restore, segment
+    from chunkrestore.jobs.run import plan, run
+    from chunkrestore.ome_zarr import open_image, write_image, write_labels
+    from chunkrestore.operators.care import Care
+    from chunkrestore.operators.richardson_lucy import RichardsonLucy
+    from chunkrestore.operators.stardist import StarDist
+    from chunkrestore.operators.threshold import Threshold
+
+_HOME = {
+    "deconvolve": "chunkrestore.api",
+    "restore": "chunkrestore.api",
+    "segment": "chunkrestore.api",
+    "percentiles": "chunkrestore.api",
+    "run": "chunkrestore.jobs.run",
+    "plan": "chunkrestore.jobs.run",
+    "open_image": "chunkrestore.ome_zarr",
+    "write_image": "chunkrestore.ome_zarr",
+    "write_labels": "chunkrestore.ome_zarr",
+    "RichardsonLucy": "chunkrestore.operators.richardson_lucy",
+    "Care": "chunkrestore.operators.care",
+    "StarDist": "chunkrestore.operators.stardist",
+    "Threshold": "chunkrestore.operators.threshold",
+}
+
+__all__ = [
+    "Care",
+    "RichardsonLucy",
+    "StarDist",
+    "Threshold",
+    "deconvolve",
+    "open_image",
+    "percentiles",
+    "plan",
+    "restore",
+    "run",
+    "segment",
+    "write_image",
+    "write_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'chunkrestore' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

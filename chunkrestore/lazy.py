@@ -99,7 +99,7 @@ def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:
     name = f"{operator.name}-{tokenize(operator, image.name)}"
     layer = dict(_gather(image, grid, f"halo-{name}"))
     layer |= {(name, *b.index): (_run_image, ready, b, (f"halo-{name}", *b.index)) for b in grid}
-    return _array(name, layer, [image, *dependencies], image.chunks, np.dtype(np.float32))
+    return _array(name, layer, [image, *dependencies], image.chunks, image._meta.astype(np.float32))
 
 
 def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
@@ -113,7 +113,8 @@ def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
     for block in grid:
         source = (halo, *block.index) if operator.paint_reads_image else None
         layer[(name, *block.index)] = (_run_paint, ready, grid, block, source, numbered)
-    return _array(name, layer, [image, *dependencies], image.chunks, np.dtype(np.int32))
+    meta = np.empty((0,) * image.ndim, np.int32)
+    return _array(name, layer, [image, *dependencies], image.chunks, meta)
 
 
 def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
@@ -150,9 +151,9 @@ def _shift(region: Slices, origin: Slices) -> Slices:
     return tuple(slice(r.start - o.start, r.stop - o.start) for r, o in zip(region, origin, strict=True))
 
 
-def _array(name: str, layer: dict[Any, Any], dependencies: Sequence[Any], chunks: Any, dtype: np.dtype[Any]) -> da.Array:
+def _array(name: str, layer: dict[Any, Any], dependencies: Sequence[Any], chunks: Any, meta: Any) -> da.Array:
     graph = HighLevelGraph.from_collections(name, layer, dependencies=dependencies)
-    return da.Array(graph, name, chunks, dtype=dtype, meta=np.empty((0,) * len(chunks), dtype))
+    return da.Array(graph, name, chunks, meta=meta)
 
 
 def _tree(function: Any, parts: list[Any]) -> Any:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from chunkrestore import statistics
 from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
-from chunkrestore.jobs.source import Readable
+from chunkrestore.ome_zarr.pyramid import PyramidBlock, build_block
 from chunkrestore.operators.base import ImageOperator, LabelOperator, Table
 from chunkrestore.stitch.resolution import concatenate, neighbours
+
+if TYPE_CHECKING:
+    from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
 
 Index = tuple[int, ...]
 
@@ -45,20 +48,20 @@ def apply_chain(operators: Sequence[ImageOperator], blocks: Sequence[Block], ima
     return to_numpy(image)
 
 
-def summarize(item: Item, source: Readable, grid: BlockGrid) -> statistics.Summary:
+def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.Summary:
     """Count the voxels of one core."""
     t, c, *index = item
     core = grid.block(index).core
     return statistics.summarize(source.read(t, c, core))
 
 
-def refine(item: Item, source: Readable, grid: BlockGrid, wanted: statistics.Refinement) -> np.ndarray:
+def refine(item: Item, source: RegionReader, grid: BlockGrid, wanted: statistics.Refinement) -> np.ndarray:
     """Count the voxels of one core for the second pass."""
     t, c, *index = item
     return statistics.refine(source.read(t, c, grid.block(index).core), wanted)
 
 
-def process(item: Item, source: Readable, grid: BlockGrid, operators: Sequence[ImageOperator], target: Any) -> None:
+def process(item: Item, source: RegionReader, grid: BlockGrid, operators: Sequence[ImageOperator], target: RegionWriter) -> None:
     """Run a chain of image operators on one block and write its core."""
     t, c, *index = item
     blocks = chain(operators, grid.block(index).core, grid.shape, tuple(index))
@@ -69,7 +72,7 @@ def process(item: Item, source: Readable, grid: BlockGrid, operators: Sequence[I
 
 
 def probe_seam(
-    item: Item, source: Readable, grid: BlockGrid, operators: Sequence[ImageOperator], written: Readable, half_width: int
+    item: Item, source: RegionReader, grid: BlockGrid, operators: Sequence[ImageOperator], written: RegionReader, half_width: int
 ) -> dict[str, float]:
     """Compare what was written on both sides of a block border with a result that has no border there.
 
@@ -93,29 +96,27 @@ def _deepened(operator: Any, shape: Sequence[int]) -> Any:
     return replace(operator, depth=tuple(2 * d for d in operator.halo(shape).depth))
 
 
-def detect(item: Item, source: Readable, grid: BlockGrid, operator: LabelOperator, folder: Path) -> dict[str, Any]:
+def detect(item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path) -> dict[str, Any]:
     """Find the objects of one core and keep their table on disk."""
     t, c, *index = item
     block = grid.block(index)
     table = operator.detect(source.read(t, c, block.read), block)
     save_table(folder, "detected", item, table)
-    return {"reach": operator.reach([table])} | _save_survivors(folder, item, operator.survivors(table), 0)
+    return {"reach": operator.reach([table]), "survivors": _save_survivors(folder, item, operator.survivors(table), 0)}
 
 
 def settle(
-    item: Item, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int, n_round: int, present: dict[Index, int]
+    item: Item, block: Block, operator: LabelOperator, folder: Path, present: Mapping[Index, int], n_round: int
 ) -> dict[str, Any]:
-    """Decide one block's objects against its neighbours' survivors; `present` tells of which round they are."""
-    t, c, *index = item
-    others = concatenate(
-        load_table(folder, f"survivors-{present[other]}", (t, c, *other)) for other in neighbours(grid, tuple(index), reach)
-    )
-    settled = operator.settle(load_table(folder, "detected", item), others, grid.block(index))
+    """Decide one block's objects against its neighbours' survivors; `present` tells of which round those are."""
+    t, c, *_ = item
+    others = concatenate(load_table(folder, f"survivors-{r}", (t, c, *index)) for index, r in present.items())
+    settled = operator.settle(load_table(folder, "detected", item), others, block)
     return _save_survivors(folder, item, operator.survivors(settled), n_round)
 
 
 def paint(
-    item: Item, source: Readable, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int | None, target: Any
+    item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int | None, target: RegionWriter
 ) -> None:
     """Paint the labels of one core and write them."""
     t, c, *index = item
@@ -125,6 +126,11 @@ def paint(
     image = source.read(t, c, block.read) if operator.paint_reads_image else None
     labels = operator.paint(image, block, numbered)
     target.write(t, c, block.core, labels.astype(target.dtype, casting="safe", copy=False))
+
+
+def downsample(item: Item, writer: ImageWriter, region: PyramidBlock) -> None:
+    """Compute one region of a pyramid level from the level below."""
+    build_block(writer, region)
 
 
 def save_table(folder: Path, kind: str, item: Item, table: Table) -> None:
@@ -148,7 +154,7 @@ def _save_survivors(folder: Path, item: Item, table: Table, n_round: int) -> dic
     content = hashlib.sha256()
     for key in sorted(table):
         content.update(key.encode() + np.ascontiguousarray(table[key]).tobytes())
-    return {"round": n_round, "digest": content.hexdigest()}
+    return {"n_round": n_round, "digest": content.hexdigest()}
 
 
 def _table_path(folder: Path, kind: str, item: Item) -> Path:

@@ -1,0 +1,5 @@
+"""``python -m chunkrestore``."""
+
+from chunkrestore.cli import main
+
+main()

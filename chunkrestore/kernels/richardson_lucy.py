@@ -1,0 +1,258 @@
+r"""Richardson-Lucy deconvolution of one block.
+
+With image :math:`y`, blur :math:`H`, background :math:`b` and the mask :math:`M` of observed voxels on a
+lattice that may be larger than the image, each iteration is
+
+.. math:: x \leftarrow x \cdot W \cdot H^T\left[\frac{M y}{\max(H x + b, \epsilon)}\right],
+   \qquad W = 1 / H^T M \text{ where } H^T M > 0.01, \text{ else } 0
+
+(Bertero and Boccacci 2005). The transposed blur is the conjugate of the transfer function, never a mirrored
+array, so that nothing moves whatever the point spread function's size and symmetry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chunkrestore import backend
+from chunkrestore.backend import Array
+from chunkrestore.grid import fast_length
+
+LEAST_WEIGHT = 0.01
+# Lattice voxels that send less than 1 % of their light to observed voxels are not estimated: with a smaller
+# limit, noise at the rim is divided by almost nothing (Bertero and Boccacci 2005; deconwolf uses 0.01 too).
+LEAST_BLURRED = 1e-6
+# Floor of the blurred estimate relative to the start value. Rounding of float32 transforms leaves about 1e-7
+# of the largest value, of either sign, where the estimate is zero.
+
+Borders = Sequence[tuple[bool, bool]]
+"""Per axis, whether the image ends at the volume's first and last voxel (as `Block.at_border`)."""
+
+
+def lattice_shape(shape: Sequence[int], psf_shape: Sequence[int], at_border: Borders) -> tuple[int, ...]:
+    """Return the lengths of the periodic lattice on which a block is deconvolved.
+
+    An axis that reaches the volume's border at either end gets room for everything outside that could have
+    sent light in, at least ``n + p - 1``, so that nothing wraps around. An axis inside the volume stays as
+    it is (its halo is real data, and what wraps around is trimmed with it). Both are rounded up to a length
+    that FFTs like; an axis along which the point spread function has one voxel is left alone.
+    """
+    return tuple(
+        n if p == 1 else fast_length(n + p - 1 if any(border) else n)
+        for n, p, border in zip(shape, psf_shape, at_border, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Convolution with a point spread function on a periodic lattice, and its exact adjoint."""
+
+    otf: Array
+    """Half spectrum of the point spread function, complex64; length 1 along axes that are not blurred."""
+    lattice: tuple[int, ...]
+    """Lengths of the lattice."""
+    axes: tuple[int, ...]
+    """Axes that are transformed; the last of them is halved."""
+
+    @classmethod
+    def from_psf(cls, psf: np.ndarray, lattice: Sequence[int], reference: Array) -> Blur:
+        """Return the blur by `psf`, centred on voxel ``n // 2``, in the namespace and device of `reference`.
+
+        A point spread function longer than the lattice wraps around, as periodic convolution demands.
+        """
+        axes = tuple(axis for axis, p in enumerate(psf.shape) if p > 1) or (psf.ndim - 1,)
+        xp, local = backend.namespace(reference), backend.asarray_like(psf, reference)
+        lengths = [n if axis in axes else 1 for axis, n in enumerate(lattice)]
+        embedded = xp.zeros_like(local[(slice(0, 1),) * psf.ndim])
+        embedded = xp.asarray(xp.broadcast_to(embedded, tuple(lengths)), copy=True)
+        runs = (_wrapped_runs(p, n) for p, n in zip(psf.shape, lengths, strict=True))
+        for combination in itertools.product(*runs):
+            source, target = zip(*combination, strict=True)
+            embedded[target] = embedded[target] + local[source]
+        return cls(backend.fft(xp).rfftn(embedded, axes), tuple(lattice), axes)
+
+    def forward(self, image: Array) -> Array:
+        """Return H `image` (float32, shape `lattice`)."""
+        return self.synthesise(self.analyse(image))
+
+    def adjoint(self, image: Array) -> Array:
+        """Return H^T `image` (float32, shape `lattice`)."""
+        return self.synthesise(self.analyse(image), adjoint=True)
+
+    def analyse(self, image: Array) -> Array:
+        """Return the half spectrum of `image`."""
+        return backend.fft(backend.namespace(image)).rfftn(image, self.axes)
+
+    def synthesise(self, spectrum: Array, *, adjoint: bool = False) -> Array:
+        """Return the image whose half spectrum is `spectrum` times the transfer function (or its conjugate).
+
+        Destroys `spectrum`.
+        """
+        xp = backend.namespace(spectrum)
+        for slab in backend.slabs(xp, spectrum.shape):
+            otf = self.otf[slab] if self.otf.shape[0] == spectrum.shape[0] else self.otf
+            spectrum[slab] = spectrum[slab] * (xp.conj(otf) if adjoint else otf)
+        lengths = [self.lattice[axis] for axis in self.axes]
+        return backend.fft(xp).irfftn(spectrum, lengths, self.axes)
+
+
+def _wrapped_runs(length: int, lattice: int) -> Iterator[tuple[slice, slice]]:
+    """Yield runs of voxels of a centred profile and where they lie on a periodic axis, centre at 0."""
+    done = 0
+    while done < length:
+        position = (done - length // 2) % lattice
+        run = min(lattice - position, length - done)
+        yield slice(done, done + run), slice(position, position + run)
+        done += run
+
+
+def richardson_lucy(
+    image: Array,
+    psf: np.ndarray,
+    *,
+    iterations: int,
+    start: float,
+    background: float = 0.0,
+    acceleration: str | None = "heavy-ball",
+    at_border: Borders | None = None,
+    blur: Blur | None = None,
+) -> Array:
+    r"""Deconvolve `image` by Richardson-Lucy iterations from a flat start.
+
+    With ``acceleration="heavy-ball"`` iteration k starts from
+    :math:`p = \max(x_k + \tfrac{k-1}{k+2} (x_k - x_{k-1}), 0)` in place of :math:`x_k`: fixed factors, so
+    that blocks agree with the whole volume (factors computed from the data, as Biggs and Andrews do, leave
+    seams that no halo removes).
+
+    Preserves shape and namespace; total light within rounding and what leaves the field of view; a constant
+    image. The input is not modified.
+
+    Parameters
+    ----------
+    image
+        Real numbers in any namespace of the array API, two- or three-dimensional. Converted to float32 slab
+        by slab.
+    psf
+        Checked and scaled to sum 1 (`chunkrestore.psf.prepare`), on the host, as many axes as `image`.
+    iterations
+        Number of iterations, at least 1.
+    start
+        Value of the flat start estimate, above 0. Also sets the floor of the blurred estimate, hence the
+        same for all blocks of a volume.
+    background
+        Expected intensity without any object (camera offset, stray light), part of the model.
+    acceleration
+        ``"heavy-ball"`` or None. About 10 accelerated iterations do the work of 18 plain ones, 20 of 50.
+    at_border
+        Per axis, whether `image` begins and ends at the volume's border; everywhere by default.
+    blur
+        What `Blur.from_psf` returns for this lattice (`lattice_shape`), if it is at hand.
+
+    Returns
+    -------
+    array
+        float32, shape of `image`, not negative.
+
+    Notes
+    -----
+    Four real transforms per iteration. At most 24 bytes per lattice voxel (20 without acceleration; 4 less
+    for blocks inside the volume) besides the image and the result.
+
+    References
+    ----------
+    .. [1] Richardson, W. H. (1972). J. Opt. Soc. Am. 62, 55-59. doi:10.1364/JOSA.62.000055
+    .. [2] Lucy, L. B. (1974). Astron. J. 79, 745-754. doi:10.1086/111605
+    .. [3] Bertero, M. and Boccacci, P. (2005). Astron. Astrophys. 437, 369-374.
+       doi:10.1051/0004-6361:20052717
+    .. [4] Wang, H. and Miller, P. C. (2014). IEEE Trans. Image Process. 23, 848-854 (scaled heavy ball).
+       doi:10.1109/TIP.2013.2291324
+    """
+    xp = backend.namespace(image)
+    lattice = lattice_shape(image.shape, psf.shape, at_border or ((True, True),) * image.ndim)
+    blur = blur or Blur.from_psf(psf, lattice, image)
+    weights = None if lattice == tuple(image.shape) else _weights(blur, image)
+    floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
+    estimate = _full(image, lattice, start)
+    previous = _full(image, lattice, start) if acceleration else None
+    for k in range(1, iterations + 1):
+        if previous is not None and k > 1:
+            _extrapolate(estimate, previous, (k - 1) / (k + 2))
+            estimate, previous = previous, estimate
+        _iterate(estimate, image, blur, weights, background, floor)
+    return xp.asarray(estimate[_corner(image.shape)], copy=True)
+
+
+def _iterate(
+    estimate: Array, image: Array, blur: Blur, weights: Array | None, background: float, floor: float
+) -> None:
+    """Multiply `estimate` in place by the correction that one iteration gives."""
+    xp = backend.namespace(estimate)
+    spectrum = blur.analyse(estimate)
+    ratio = blur.synthesise(spectrum)
+    _divide(image, ratio, background, floor)
+    spectrum = blur.analyse(ratio)
+    del ratio  # before the last transform makes another array of this size
+    correction = blur.synthesise(spectrum, adjoint=True)
+    zero = _scalar(estimate, 0.0)
+    for slab in backend.slabs(xp, estimate.shape):
+        step = correction[slab] if weights is None else correction[slab] * weights[slab]
+        estimate[slab] = xp.maximum(estimate[slab] * (1.0 + step), zero)
+
+
+def _divide(image: Array, blurred: Array, background: float, floor: float) -> None:
+    """Replace `blurred` by image / max(blurred + background, floor), and by 0 outside the image."""
+    xp = backend.namespace(blurred)
+    least = _scalar(blurred, floor)
+    for slab in backend.slabs(xp, image.shape):
+        region = (slab[0], *_corner(image.shape)[1:])
+        observed = xp.astype(image[slab], xp.float32, copy=False)
+        blurred[region] = observed / xp.maximum(blurred[region] + background, least) - 1.0
+    for axis, n in enumerate(image.shape):
+        blurred[tuple(slice(n, None) if a == axis else slice(None) for a in range(image.ndim))] = 0.0
+
+
+def _extrapolate(estimate: Array, previous: Array, factor: float) -> None:
+    """Replace `previous` by max(estimate + factor * (estimate - previous), 0)."""
+    xp = backend.namespace(estimate)
+    zero = _scalar(estimate, 0.0)
+    for slab in backend.slabs(xp, estimate.shape):
+        now = estimate[slab]
+        previous[slab] = xp.maximum(now + factor * (now - previous[slab]), zero)
+
+
+def _weights(blur: Blur, image: Array) -> Array:
+    """Return W: the share of light that lattice voxels send to `image`, inverted; 0 where almost none."""
+    xp = backend.namespace(image)
+    mask = _full(image, blur.lattice, 0.0)
+    mask[_corner(image.shape)] = 1.0
+    weights = blur.adjoint(mask)
+    least = _scalar(weights, LEAST_WEIGHT)
+    for slab in backend.slabs(xp, weights.shape):
+        weights[slab] = 1.0 / xp.maximum(weights[slab], least)
+    return weights
+
+
+def _corner(shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _full(reference: Array, shape: Sequence[int], value: float) -> Array:
+    xp = backend.namespace(reference)
+    return xp.full(tuple(shape), value, dtype=xp.float32, device=_device(reference))
+
+
+def _scalar(reference: Array, value: float) -> Array:
+    """Return `value` as a float32 array without axes: all that every namespace accepts beside an array."""
+    return _full(reference, (), value)
+
+
+def _device(reference: Array) -> Any:
+    import array_api_compat
+
+    return array_api_compat.device(reference)

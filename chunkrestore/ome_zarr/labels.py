@@ -1,0 +1,252 @@
+"""Create and write NGFF labels: instance maps in the ``labels`` group of an image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrestore.ome_zarr import metadata
+from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.carry import check_shape, choose_axes, derive_multiscale, with_levels
+from chunkrestore.ome_zarr.fill import fill
+from chunkrestore.ome_zarr.image import OmeZarrImage
+from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks, pyramid_like
+from chunkrestore.ome_zarr.pyramid import build_pyramid
+from chunkrestore.ome_zarr.read import label_names, open_image
+from chunkrestore.ome_zarr.store import Json
+from chunkrestore.ome_zarr.write import StorePath, plan_levels
+from chunkrestore.ome_zarr.writer import ImageWriter, Storage, refresh_consolidated, unfinished_state
+
+_NAME = re.compile(r"(?!__)[A-Za-z0-9_-][A-Za-z0-9_. -]*")
+
+
+@dataclass(frozen=True)
+class LabelsWriter(ImageWriter):
+    """Labels under construction; `publish` also lists them in the ``labels`` group, as the last act."""
+
+    def publish(self, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write the label metadata, then list the labels. Call it when all levels are complete."""
+        super().publish(provenance)
+        _list_label(self.path, metadata.VERSIONS[self.version], listed=True)
+
+
+def create_labels(
+    store: StorePath,
+    name: str,
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: Any = "int32",
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    like: OmeZarrImage | StorePath | None = None,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    version: str | None = None,
+    compression: str = "zstd",
+    method: str = "nearest",
+    overwrite: bool = False,
+) -> LabelsWriter:
+    """Create the arrays of labels and return the writer that fills and publishes them.
+
+    Labels get as many levels as the image in `store` (or `like`), as the specification demands.
+
+    Parameters
+    ----------
+    store
+        Path of the image that gets the labels. Without an image there, a group that holds only labels.
+    name
+        Letters, digits, ``_``, ``-``, ``.`` and spaces.
+    shape
+        Of level 0, all axes; by default that of `like` on `axes`.
+    dtype
+        Any integer.
+    axes
+        By default those of `like` that fit `shape`, or all but ``c`` without `shape`.
+    voxel_size, like
+        As for `create_image`; `like` is the image in `store` by default.
+    chunks, shards, compression
+        As for `create_image`.
+    version
+        That of the image in `store` by default, else ``"0.5"``.
+    method
+        ``"nearest"`` keeps small objects in the pyramid, ``"mode"`` gives smoother borders.
+    overwrite
+        Replace labels of this name; other labels and the image are never touched.
+
+    Raises
+    ------
+    FileExistsError
+        If there are labels of this name and `overwrite` is not set.
+    ValueError
+        If parameters do not fit together or to the image in `store`. Nothing is touched then.
+    """
+    root = stores.location(store)
+    path = stores.join(root, "labels", _check_name(name))
+    image, own_version, n_levels = _surroundings(root)
+    storage = Storage(_agreed_version(root, own_version, version), chunks, shards, compression)
+    source = image if like is None else open_image(like)
+    kind = np.dtype(dtype).newbyteorder("=")
+    if kind.kind not in "iu":
+        raise ValueError(
+            f"`dtype` {kind} of labels {name!r} is no integer; convert them with .astype('int32')"
+        )
+    if method not in ("nearest", "mode"):
+        raise ValueError(f"`method` {method!r} cannot reduce labels; use 'nearest' or 'mode'")
+    letters, lengths = _extent(shape, axes, source)
+    multiscale = derive_multiscale(
+        letters, lengths, like=source, voxel_size=voxel_size, name=name, ignore="c"
+    )
+    plans = _plan(multiscale, letters, lengths, source, n_levels)
+    level_chunks(plans[0].shape, chunks, shards)
+    multiscale = {**with_levels(multiscale, plans, letters, method), "name": name}
+    ome = {"multiscales": [multiscale], "image-label": {"source": {"image": "../../"}}}
+    _claim(root, path, storage, overwrite=overwrite)
+    return LabelsWriter.create(path, lengths, kind, plans, (ome, {}), storage, method)
+
+
+def write_labels(
+    labels: Any,
+    store: StorePath,
+    name: str = "labels",
+    *,
+    like: OmeZarrImage | StorePath | None = None,
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> OmeZarrImage:
+    """Write a whole array of instance labels (0 = background) with pyramid and metadata, and open it.
+
+    Parameters
+    ----------
+    labels
+        NumPy array (or anything that can be sliced), or a dask array of any chunking, of an integer dtype.
+    store, name, like, axes, voxel_size
+        As for `create_labels`.
+    provenance
+        JSON-compatible values that say how the labels came about.
+    **options
+        `chunks`, `shards`, `version`, `compression`, `method` and `overwrite`, as for `create_labels`.
+
+    Raises
+    ------
+    FileExistsError, ValueError
+        As for `create_labels`.
+    """
+    writer = create_labels(
+        store,
+        name,
+        shape=labels.shape,
+        dtype=labels.dtype,
+        like=like,
+        axes=axes,
+        voxel_size=voxel_size,
+        **options,
+    )
+    fill(writer.target(0), labels)
+    build_pyramid(writer)
+    writer.publish(provenance)
+    return open_image(writer.path)
+
+
+def open_writer(store: StorePath) -> ImageWriter:
+    """Return the writer of an unfinished image or label group, to go on with it in another process.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is nothing at `store`, or nothing unfinished.
+    """
+    path = stores.location(store)
+    is_label = Path(path).parent.name == "labels"
+    return (LabelsWriter if is_label else ImageWriter).reopen(path)
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"label name {name!r} must be made of letters, digits, '_', '-', '.' and spaces")
+    return name
+
+
+def _surroundings(root: str) -> tuple[OmeZarrImage | None, str | None, int | None]:
+    """Return the image at `root`, the version of the group, and the number of levels labels must have."""
+    names, node = stores.contents(root), stores.read_node(root)
+    if node is None and not names:
+        return None, None, None
+    if node is None or node.kind == "array":
+        raise ValueError(f"{root} exists and is not an OME-Zarr image; labels go into the group of an image")
+    _, ome, _ = metadata.split(node, root)
+    if "multiscales" in ome:
+        image = open_image(root)
+        return image, image.version, len(image.levels)
+    version = next(v for v, zarr_format in metadata.VERSIONS.items() if zarr_format == node.zarr_format)
+    state = unfinished_state(root)
+    if state is None and not stores.exists(stores.join(root, "labels")):
+        raise ValueError(f"{root} is a zarr group without an image; labels go into the group of an image")
+    return None, version, len(state["levels"]) if state is not None else None
+
+
+def _agreed_version(root: str, own: str | None, wanted: str | None) -> str:
+    if own is not None and wanted is not None and own != wanted:
+        raise ValueError(f"`version` {wanted!r} differs from {own!r} of {root}, which the labels must share")
+    return own or wanted or "0.5"
+
+
+def _extent(
+    shape: Sequence[int] | None, axes: str | None, like: OmeZarrImage | None
+) -> tuple[str, tuple[int, ...]]:
+    """Return axes and shape of the labels."""
+    if shape is None:
+        if like is None:
+            raise ValueError(
+                "`shape` is needed because there is no image to take it from; pass `shape` or `like`"
+            )
+        letters = axes or like.axes.replace("c", "")
+        lengths = dict(zip(like.axes, like.shape, strict=True))
+        shape = [lengths.get(letter, 1) for letter in letters]
+    lengths_given = check_shape(shape)
+    return choose_axes(axes, lengths_given, like), lengths_given
+
+
+def _plan(
+    multiscale: Json, letters: str, shape: Sequence[int], like: OmeZarrImage | None, n_levels: int | None
+) -> list[LevelPlan]:
+    """Return levels like those of `like`, in the number that the image beside the labels has."""
+    if like is None or (n_levels is not None and n_levels != len(like.levels)):
+        return plan_levels(multiscale, letters, shape, n_levels)
+    voxel_size, _ = metadata.geometry(multiscale, letters, 0, like.path)
+    return pyramid_like([level.reader.spatial_shape for level in like.levels], voxel_size)
+
+
+def _claim(root: str, path: str, storage: Storage, *, overwrite: bool) -> None:
+    """Make `path` free for new labels, or raise before anything is touched."""
+    node = stores.read_node(path)
+    if stores.contents(path):
+        if node is None or node.kind == "array":
+            raise ValueError(f"{path} exists and is no label group; nothing is removed, choose another name")
+        if not overwrite:
+            what = (
+                "unfinished labels; resume them" if unfinished_state(path) else "labels; choose another name"
+            )
+            raise FileExistsError(f"{path} already holds {what}, or pass overwrite=True (--overwrite)")
+        _list_label(path, storage.zarr_format, listed=False)
+        stores.remove_member(root, f"labels/{Path(path).name}")
+    if stores.read_node(root) is None:
+        stores.write_group(root, storage.zarr_format, {})
+
+
+def _list_label(path: str, zarr_format: int, *, listed: bool) -> None:
+    """Add labels to the list in the ``labels`` group around them, or take them off it."""
+    group, name = str(Path(path).parent), Path(path).name
+    node = stores.read_node(group)
+    version = next(v for v, f in metadata.VERSIONS.items() if f == zarr_format)
+    _, ome, others = metadata.split(node, group) if node is not None else (version, {}, {})
+    names = [n for n in label_names(str(Path(group).parent)) if n != name]
+    ome["labels"] = [*names, name] if listed else names
+    stores.write_group(group, zarr_format, metadata.unite(ome, others, version))
+    refresh_consolidated(group)

@@ -1,0 +1,162 @@
+"""Open OME-Zarr images and labels, lazily and with their metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from chunkrestore.ome_zarr import metadata
+from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.arrays import RegionReader
+from chunkrestore.ome_zarr.channels import channel_names
+from chunkrestore.ome_zarr.image import Level, OmeZarrImage
+from chunkrestore.ome_zarr.store import Json, Node
+
+
+def open_image(
+    store: str | os.PathLike[str] | OmeZarrImage,
+    *,
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+) -> OmeZarrImage:
+    """Open an OME-Zarr image or label group, version 0.4 or 0.5, from its metadata alone.
+
+    Parameters
+    ----------
+    store
+        Path of the group. An image that is open already is returned as it is.
+    axes
+        One letter of ``tczyx`` per array axis, in the order of the array; needed for a plain zarr array,
+        otherwise taken from the metadata.
+    voxel_size
+        Micrometres per spatial axis (z, y, x), instead of what the metadata says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `store`, or an array that its metadata names, does not exist.
+    ValueError
+        If it is no OME-Zarr image, or does not conform to its version; the message names the key.
+    """
+    if isinstance(store, OmeZarrImage):
+        return store
+    path = stores.location(store)
+    node = stores.read_node(path)
+    if node is None or (node.kind == "array" and axes is None):
+        raise _not_an_image(path, node)
+    if node.kind == "array":
+        metadata.check_letters(axes or "", f"{path}: `axes` {axes!r}")
+        plain = metadata.new_multiscale(axes or "", None, "", path="")
+        version, ome, others = "", {"multiscales": [plain]}, Json()
+    else:
+        version, ome, others = metadata.split(node, path)
+        if "multiscales" not in ome:
+            raise _no_multiscales(path, ome, others)
+        metadata.validate(ome, version, path)
+    multiscale = ome["multiscales"][0]
+    letters = _letters(multiscale, axes, path)
+    if voxel_size is not None:
+        multiscale = metadata.with_voxel_size(multiscale, letters, check_voxel_size(voxel_size, letters))
+        ome["multiscales"][0] = multiscale
+    levels = _levels(path, multiscale, letters)
+    reader = levels[0].reader
+    units = [a.get("unit") for a in multiscale["axes"] if a.get("type") == "space"]
+    return OmeZarrImage(
+        path=path,
+        version=version,
+        axes=reader.axes,
+        levels=levels,
+        channels=channel_names(ome, reader.n_c),
+        labels=label_names(path),
+        calibrated=all(u is not None for u in units),
+        is_labels="image-label" in ome,
+        ome=ome,
+        others=others,
+    )
+
+
+def label_names(path: str) -> tuple[str, ...]:
+    """Return the names that the ``labels`` group inside the group `path` lists."""
+    node = stores.read_node(stores.join(path, "labels"))
+    if node is None or node.kind != "group":
+        return ()
+    _, ome, _ = metadata.split(node, stores.join(path, "labels"))
+    names = ome.get("labels")
+    return tuple(str(n) for n in names) if isinstance(names, list) else ()
+
+
+def check_voxel_size(voxel_size: Sequence[float], letters: str) -> tuple[float, ...]:
+    """Return `voxel_size` as floats if there is one positive, finite number per spatial axis.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    sizes = tuple(float(v) for v in voxel_size)
+    if len(sizes) != len(metadata.spatial(letters)) or not all(0 < v < float("inf") for v in sizes):
+        raise ValueError(
+            f"`voxel_size` {sizes} must hold one length above 0, in micrometres, "
+            f"for each of the axes {metadata.spatial(letters)!r}"
+        )
+    return sizes
+
+
+def _letters(multiscale: Json, axes: str | None, path: str) -> str:
+    """Return one letter per array axis; axes given by hand also replace those of the metadata."""
+    if axes is None:
+        return metadata.axis_letters(multiscale, path)
+    metadata.check_letters(axes, f"{path}: `axes` {axes!r}", ndim=len(multiscale["axes"]))
+    multiscale["axes"] = [
+        {**axis, "name": letter, "type": metadata.AXIS_TYPES[letter]}
+        for axis, letter in zip(multiscale["axes"], axes, strict=True)
+    ]
+    return axes
+
+
+def _levels(path: str, multiscale: Json, letters: str) -> tuple[Level, ...]:
+    """Return the levels with their geometry in micrometres."""
+    levels = [
+        Level(RegionReader.at(path, entry["path"], letters), *metadata.geometry(multiscale, letters, k, path))
+        for k, entry in enumerate(multiscale["datasets"])
+    ]
+    if len({level.reader.dtype for level in levels}) > 1:
+        named = ", ".join(f"{level.path!r} {level.reader.dtype}" for level in levels)
+        raise ValueError(f"{path}: levels differ in dtype ({named}); write the pyramid again")
+    return tuple(levels)
+
+
+def _not_an_image(path: str, node: Node | None) -> Exception:
+    """Return the error for a path that is no zarr group."""
+    if node is not None:
+        return ValueError(
+            f"{path} is a plain zarr array, not an OME-Zarr image; open the group around it, "
+            "or pass `axes` with one letter of 'tczyx' per array axis"
+        )
+    if not stores.exists(path):
+        return FileNotFoundError(f"{path} does not exist; check the path of the store")
+    if stores.is_file(path):
+        return ValueError(f"{path} is a file, not an OME-Zarr; convert it with `chunkrestore convert` first")
+    return ValueError(f"{path} is a folder without zarr metadata, not an OME-Zarr; convert its files first")
+
+
+def _no_multiscales(path: str, ome: Json, others: Json) -> ValueError:
+    """Return the error for a zarr group that holds no image itself."""
+    own = others.get(metadata.OWN_KEY)
+    if isinstance(own, dict) and "state" in own:
+        return ValueError(
+            f"{path} is unfinished: its writer has not published it; finish it with `chunkrestore resume` "
+            "or write it again with overwrite"
+        )
+    plate, well, labels = ome.get("plate"), ome.get("well"), ome.get("labels")
+    if isinstance(plate, dict) and plate.get("wells"):
+        return ValueError(f"{path} is a plate; open a field, such as {path}/{plate['wells'][0]['path']}/0")
+    if isinstance(well, dict) and well.get("images"):
+        return ValueError(f"{path} is a well; open a field, such as {path}/{well['images'][0]['path']}")
+    if "bioformats2raw.layout" in ome:
+        return ValueError(f"{path} is a collection of images; open one of them, such as {path}/0")
+    if isinstance(labels, list):
+        return ValueError(f"{path} is a labels group; open one of its members: {', '.join(map(str, labels))}")
+    if names := label_names(path):
+        return ValueError(f"{path} holds labels but no image; open one of {path}/labels/: {', '.join(names)}")
+    return ValueError(f"{path} is a plain zarr group, not an OME-Zarr image; convert it first")

@@ -1,0 +1,249 @@
+"""Arrays of an image under construction: created first, filled block by block, published last.
+
+A group that is being written has arrays but no OME metadata: no reader takes it for an image. What it will
+become stands in its ``chunkrestore`` attribute, so that a writer can be opened again after a crash.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from chunkrestore.ome_zarr import metadata
+from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.channels import fill_windows
+from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks
+from chunkrestore.ome_zarr.metadata import OWN_KEY
+from chunkrestore.ome_zarr.store import Json
+from chunkrestore.ome_zarr.target import RegionWriter
+
+COMPRESSIONS = {"zstd": 3, "lz4": 5}
+"""Blosc codecs and their levels; both with bitshuffle, which is smaller and faster than plain zstd."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How arrays are stored."""
+
+    version: str = "0.5"
+    """OME-Zarr version: ``"0.5"`` (zarr v3) or ``"0.4"`` (zarr v2, without shards)."""
+    chunks: Sequence[int] | None = None
+    """Voxels per spatial axis; 64 each (512 in two dimensions) by default, 1 on the other axes."""
+    shards: Sequence[int] | None = None
+    """Voxels per spatial axis; no shards by default."""
+    compression: str = "zstd"
+    """``"zstd"``, or ``"lz4"``: faster and about a tenth larger."""
+
+    def __post_init__(self) -> None:
+        if self.version not in metadata.VERSIONS:
+            known = ", ".join(metadata.VERSIONS)
+            raise ValueError(f"`version` {self.version!r} cannot be written; use one of {known}")
+        if self.shards is not None and self.zarr_format == 2:
+            raise ValueError("`shards` need OME-Zarr 0.5; leave them out or write version '0.5'")
+        if self.compression not in COMPRESSIONS:
+            known = ", ".join(COMPRESSIONS)
+            raise ValueError(f"`compression` {self.compression!r} is unknown; use one of {known}")
+
+    @property
+    def zarr_format(self) -> int:
+        """2 or 3."""
+        return metadata.VERSIONS[self.version]
+
+
+@dataclass(frozen=True)
+class ImageWriter:
+    """An image under construction; small and picklable, so tasks can take it along."""
+
+    path: str
+    """Path of the group."""
+    version: str
+    """OME-Zarr version."""
+    targets: tuple[RegionWriter, ...]
+    """Handle on every level, finest first."""
+    factors: tuple[tuple[int, ...], ...]
+    """Per level and spatial axis: voxels of the level below per voxel; all 1 at level 0."""
+    method: str
+    """How levels derive from each other: ``"mean"``, ``"nearest"`` or ``"mode"``."""
+    document: Json = field(repr=False, compare=False)
+    """The attributes that `publish` writes, but for display windows and provenance."""
+
+    @property
+    def axes(self) -> str:
+        """Letters of ``tczyx``, one per axis."""
+        return self.targets[0].axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length per axis of level 0."""
+        return self.targets[0].shape
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels."""
+        return len(self.targets)
+
+    def target(self, level: int = 0) -> RegionWriter:
+        """Return the handle that writes (and reads) regions of a level.
+
+        Raises
+        ------
+        ValueError
+            If there is no such level.
+        """
+        if not 0 <= level < self.n_levels:
+            raise ValueError(f"level {level} does not exist in {self.path}; it has {self.n_levels}")
+        return self.targets[level]
+
+    def publish(self, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write the OME metadata: from now on the store is an image. Call it when all levels are complete.
+
+        Parameters
+        ----------
+        provenance
+            JSON-compatible values that say how the voxels came about; stored under the ``chunkrestore``
+            attribute, with that of the image it was made `like` as its ``source``.
+        """
+        zarr_format = metadata.VERSIONS[self.version]
+        _, ome, others = metadata.split(stores.Node(zarr_format, "group", self.document, {}), self.path)
+        if "omero" in ome:
+            ome["omero"] = fill_windows(ome["omero"], self.targets[-1])
+        others[OWN_KEY] = {"provenance": dict(provenance or {}), **others.get(OWN_KEY, {})}
+        stores.write_group(self.path, zarr_format, metadata.unite(ome, others, self.version))
+        refresh_consolidated(self.path)
+
+    @classmethod
+    def create(
+        cls, path: str, shape: Sequence[int], dtype: np.dtype[Any], plans: Sequence[LevelPlan],
+        document: tuple[Json, Json], storage: Storage, method: str,
+    ) -> Self:  # fmt: skip
+        """Create the arrays of a new group and mark it as unfinished.
+
+        Parameters
+        ----------
+        path
+            Of the group; nothing of it may exist, but for its ``labels``.
+        shape, dtype
+            Of level 0, all axes.
+        plans
+            Spatial shape of every level.
+        document
+            OME attributes with all levels, and other attributes.
+        storage, method
+            How arrays are stored, and how levels derive from each other.
+        """
+        ome, others = document
+        names = [axis["name"] for axis in ome["multiscales"][0]["axes"]]
+        paths = [entry["path"] for entry in ome["multiscales"][0]["datasets"]]
+        lead = tuple(shape[: len(shape) - len(plans[0].shape)])
+        layouts = [level_chunks(plan.shape, storage.chunks, storage.shards) for plan in plans]
+        mark_unfinished(path, storage.zarr_format, {"state": "creating", "levels": paths})
+        for member, plan, layout in zip(paths, plans, layouts, strict=True):
+            _create_array(stores.join(path, member), lead, plan.shape, layout, dtype, names, storage)
+        state = {
+            "state": "writing",
+            "version": storage.version,
+            "method": method,
+            "levels": paths,
+            "factors": [list(plan.factors) for plan in plans],
+            "publish": metadata.unite(ome, others, storage.version),
+        }
+        mark_unfinished(path, storage.zarr_format, state)
+        return cls._from_state(path, state)
+
+    @classmethod
+    def _from_state(cls, path: str, state: Json) -> Self:
+        zarr_format = metadata.VERSIONS[state["version"]]
+        _, ome, _ = metadata.split(stores.Node(zarr_format, "group", state["publish"], {}), path)
+        letters = metadata.axis_letters(ome["multiscales"][0], path)
+        return cls(
+            path=path,
+            version=state["version"],
+            targets=tuple(RegionWriter.at(path, member, letters) for member in state["levels"]),
+            factors=tuple(tuple(f) for f in state["factors"]),
+            method=state["method"],
+            document=state["publish"],
+        )
+
+    @classmethod
+    def reopen(cls, path: str) -> Self:
+        """Return the writer of the unfinished group at `path`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no group.
+        ValueError
+            If it is finished, or its creation was interrupted.
+        """
+        state = unfinished_state(path)
+        if state is None and stores.read_node(path) is None:
+            raise FileNotFoundError(f"{path} does not exist; nothing can be resumed there")
+        if state is None:
+            raise ValueError(f"{path} is not unfinished; there is nothing to resume")
+        if state["state"] != "writing":
+            raise ValueError(f"{path} was interrupted while it was created; create it again with overwrite")
+        return cls._from_state(path, state)
+
+
+def unfinished_state(path: str) -> Json | None:
+    """Return what the group at `path` will become, or None if it is not unfinished."""
+    node = stores.read_node(path)
+    state = node.attributes.get(OWN_KEY) if node is not None else None
+    return state if isinstance(state, dict) and "state" in state else None
+
+
+def mark_unfinished(path: str, zarr_format: int, state: Json) -> None:
+    """Make the group at `path` one that no reader takes for an image, remembering `state`."""
+    stores.write_group(path, zarr_format, {OWN_KEY: state})
+    refresh_consolidated(path)
+
+
+def refresh_consolidated(path: str) -> None:
+    """Bring consolidated metadata of the groups around `path` up to date, where they carry any."""
+    consolidated = [group for group in stores.enclosing_groups(path) if stores.is_consolidated(group)]
+    if not consolidated:
+        return
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # consolidation is not yet part of zarr v3; it was there before us
+        for group in consolidated:
+            zarr.consolidate_metadata(group)
+
+
+def _create_array(
+    path: str, lead: Sequence[int], shape: Sequence[int], layout: tuple[Any, Any], dtype: np.dtype[Any],
+    names: list[str], storage: Storage,
+) -> None:  # fmt: skip
+    import zarr
+
+    ones = (1,) * len(lead)
+    chunks, shards = layout
+    level = COMPRESSIONS[storage.compression]
+    options: dict[str, Any]
+    if storage.zarr_format == 2:
+        from numcodecs import Blosc
+
+        codec: Any = Blosc(storage.compression, level, Blosc.BITSHUFFLE)
+        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    else:
+        from zarr.codecs import BloscCodec
+
+        codec = BloscCodec(
+            cname=storage.compression, clevel=level, shuffle="bitshuffle", typesize=dtype.itemsize
+        )
+        options = {"dimension_names": names, "shards": None if shards is None else (*ones, *shards)}
+    zarr.create_array(
+        path,
+        shape=(*lead, *shape),
+        chunks=(*ones, *chunks),
+        dtype=dtype.newbyteorder("<"),
+        compressors=codec,
+        fill_value=0,
+        zarr_format=storage.zarr_format,
+        **options,
+    )

@@ -1,0 +1,163 @@
+"""Pipelines as YAML files: what to read, what to do with it, where to write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chunkrestore.operators.base import Operator
+
+Three = Annotated[tuple[int, ...], Field(min_length=2, max_length=3)]
+
+
+class _Strict(BaseModel):
+    """A section of the file in which unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RichardsonLucyStep(_Strict):
+    """Deconvolve."""
+
+    operator: Literal["richardson-lucy"]
+    psf: Path
+    iterations: int = 20
+    background: float = 0.0
+    acceleration: Literal["heavy-ball"] | None = "heavy-ball"
+    depth: int | Three | None = None
+
+    def build(self, folder: Path) -> Operator:
+        """Return the operator; paths are relative to `folder`."""
+        from chunkrestore.operators.richardson_lucy import RichardsonLucy
+        from chunkrestore.psf import prepare, read_psf
+
+        return RichardsonLucy(
+            prepare(read_psf(folder / self.psf)),
+            iterations=self.iterations,
+            background=self.background,
+            acceleration=self.acceleration,
+            depth=self.depth,
+        )
+
+
+class CareStep(_Strict):
+    """Restore with a network."""
+
+    operator: Literal["care"]
+    model: str
+    normalization: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (2.0, 99.8)
+
+    def build(self, folder: Path) -> Operator:
+        """Return the operator; paths are relative to `folder`."""
+        from chunkrestore.operators.care import Care
+
+        return Care(_model(folder, self.model), normalization=self.normalization, percentiles=self.percentiles)
+
+
+class StarDistStep(_Strict):
+    """Segment with a network."""
+
+    operator: Literal["stardist"]
+    model: str
+    prob_thresh: float | None = None
+    nms_thresh: float | None = None
+    normalization: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (1.0, 99.8)
+
+    def build(self, folder: Path) -> Operator:
+        """Return the operator; paths are relative to `folder`."""
+        from chunkrestore.operators.stardist import StarDist
+
+        return StarDist(
+            _model(folder, self.model),
+            prob_thresh=self.prob_thresh,
+            nms_thresh=self.nms_thresh,
+            normalization=self.normalization,
+            percentiles=self.percentiles,
+        )
+
+
+class ThresholdStep(_Strict):
+    """Segment by a global threshold."""
+
+    operator: Literal["threshold"]
+    value: float | None = None
+    connectivity: Literal[1, 2, 3] = 1
+
+    def build(self, folder: Path) -> Operator:
+        """Return the operator."""
+        from chunkrestore.operators.threshold import Threshold
+
+        return Threshold(self.value, connectivity=self.connectivity)
+
+
+Step = Annotated[
+    RichardsonLucyStep | CareStep | StarDistStep | ThresholdStep, Field(discriminator="operator")
+]
+
+
+class Pipeline(_Strict):
+    """Content of a pipeline file; keys are the arguments of `chunkrestore.run`."""
+
+    input: Path
+    output: Path
+    steps: Annotated[list[Step], Field(min_length=1)]
+    block: Three | None = None
+    depth: int | Three | None = None
+    level: int = 0
+    timepoint: int | list[int] | None = None
+    channel: str | int | list[str | int] | None = None
+    region: list[tuple[int, int]] | None = None
+    label_name: str = "labels"
+    version: Literal["0.4", "0.5"] = "0.5"
+
+
+def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], Path, Path, dict[str, Any]]:
+    """Read a pipeline file.
+
+    Parameters
+    ----------
+    path
+        YAML file; paths in it are relative to its folder.
+
+    Returns
+    -------
+    operators : list
+        The steps.
+    source, output : Path
+        Stores to read and write.
+    options : dict
+        The other arguments of `chunkrestore.run`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a pipeline; the message names each wrong key.
+    """
+    import yaml
+
+    folder = Path(path).parent
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"pipeline {path} does not exist")
+    try:
+        pipeline = Pipeline.model_validate(yaml.safe_load(Path(path).read_text()))
+    except yaml.YAMLError as error:
+        raise ValueError(f"pipeline {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"pipeline {path} is not valid: {wrong}") from None
+    options = pipeline.model_dump(exclude={"input", "output", "steps"})
+    options["block_shape"] = options.pop("block")
+    return [step.build(folder) for step in pipeline.steps], folder / pipeline.input, folder / pipeline.output, options
+
+
+def _model(folder: Path, model: str) -> str:
+    """Return a model's folder if there is one beside the file, otherwise its name as it is."""
+    beside = folder / model
+    return str(beside) if beside.exists() else model
