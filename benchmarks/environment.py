@@ -10,7 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("chunkrestore", "numpy", "scipy", "scikit-image", "dask", "distributed", "zarr", "tensorflow", "csbdeep", "stardist", "cupy-cuda12x")
+_LIBRARIES = (
+    "chunkrestore",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "dask",
+    "distributed",
+    "zarr",
+    "tensorflow",
+    "csbdeep",
+    "stardist",
+    "cupy-cuda12x",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -28,7 +40,9 @@ def describe() -> dict[str, Any]:
 def _commit() -> str | None:
     here = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=False
+    )
     return None if done.returncode else done.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
@@ -37,7 +51,9 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _version(name: str) -> str | None:

@@ -57,7 +57,11 @@ def measure(shape: tuple[int, int, int], block: int, iterations: int, repeats: i
                 overwrite=True, quiet=True,
             )  # fmt: skip
 
-        contenders = {"kernels alone": kernels, "job, in process": lambda: job("serial"), "job, one worker": lambda: job(client)}
+        contenders = {
+            "kernels alone": kernels,
+            "job, in process": lambda: job("serial"),
+            "job, one worker": lambda: job(client),
+        }
         for contender in contenders.values():
             contender()
         seconds = {name: [] for name in contenders}  # type: dict[str, list[float]]
@@ -74,7 +78,9 @@ def measure(shape: tuple[int, int, int], block: int, iterations: int, repeats: i
             name: {
                 "wall_s": median(times),
                 "all_wall_s": times,
-                "ratio_to_kernels": median(t / k for t, k in zip(times, seconds["kernels alone"], strict=True)),
+                "ratio_to_kernels": median(
+                    t / k for t, k in zip(times, seconds["kernels alone"], strict=True)
+                ),
                 "voxels_per_s": np.prod(shape) / median(times),
             }
             for name, times in seconds.items()
@@ -93,7 +99,9 @@ def main() -> None:
     """Run the benchmark and write its results."""
     from environment import describe
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 128, 128))
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=20)

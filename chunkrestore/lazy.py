@@ -90,7 +90,11 @@ def _map_planes(function: Callable[[da.Array], da.Array], image: da.Array, n_lea
     if n_lead == 0:
         return function(image)
     planes = [_map_planes(function, image[i], n_lead - 1) for i in range(image.shape[0])]
-    return da.stack(planes).rechunk({0: image.chunks[0]}) if len(image.chunks[0]) < len(planes) else da.stack(planes)
+    return (
+        da.stack(planes).rechunk({0: image.chunks[0]})
+        if len(image.chunks[0]) < len(planes)
+        else da.stack(planes)
+    )
 
 
 def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:
@@ -138,12 +142,16 @@ def _gather(image: da.Array, grid: BlockGrid, name: str) -> Iterable[tuple[Any, 
         for index in grid.indices_meeting(block.read):
             core = tuple(slice(e[i], e[i + 1]) for e, i in zip(grid.edges, index, strict=True))
             part = tuple(
-                slice(max(c.start, r.start), min(c.stop, r.stop)) for c, r in zip(core, block.read, strict=True)
+                slice(max(c.start, r.start), min(c.stop, r.stop))
+                for c, r in zip(core, block.read, strict=True)
             )
             key = (f"piece-{name}", *block.index, *index)
             yield key, (op.getitem, (image.name, *index), _shift(part, core))
             pieces.append((_shift(part, block.read), key))
-        yield (name, *block.index), (_assemble, block.read_shape, [p for p, _ in pieces], [k for _, k in pieces])
+        yield (
+            (name, *block.index),
+            (_assemble, block.read_shape, [p for p, _ in pieces], [k for _, k in pieces]),
+        )
 
 
 def _shift(region: Slices, origin: Slices) -> Slices:
@@ -190,9 +198,13 @@ def _run_resolve(operator: LabelOperator, grid: BlockGrid, tables: Sequence[Tabl
     return operator.reach(tables), resolve_tables(operator, grid, by_index)
 
 
-def _run_paint(operator: LabelOperator, grid: BlockGrid, block: Block, image: Any, resolved: Any) -> np.ndarray:
+def _run_paint(
+    operator: LabelOperator, grid: BlockGrid, block: Block, image: Any, resolved: Any
+) -> np.ndarray:
     reach, numbered = resolved
     labels = operator.paint(image, block, within_reach(grid, block.index, reach, numbered))
     if labels.dtype != np.int32:
-        raise OverflowError(f"{block}: more objects than int32 ids; use `chunkrestore.run`, which writes int64")
+        raise OverflowError(
+            f"{block}: more objects than int32 ids; use `chunkrestore.run`, which writes int64"
+        )
     return labels

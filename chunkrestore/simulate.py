@@ -45,12 +45,12 @@ class Nuclei:
     """Extent along z relative to that of the same nucleus in isotropic space."""
     spacing: float = 0.88
     """Least distance of two centres in sums of their radii; below 1 neighbours touch and dent each other."""
-    photons: Range = (15.0, 50.0)
+    photons: Range = (4.0, 14.0)
     """Photons per voxel in the interior of an interphase nucleus."""
-    texture: float = 0.25
+    texture: float = 0.2
     """Standard deviation of the chromatin texture relative to the mean intensity."""
     mitotic: float = 0.03
-    """Share of nuclei that are condensed: 0.8 times the radius, 2.5 times as bright."""
+    """Share of nuclei that are condensed: 0.8 times the radius, twice as bright."""
 
     def __post_init__(self) -> None:
         for name in ("radius", "elongation", "flattening", "photons"):
@@ -75,13 +75,13 @@ class Nuclei:
 class Camera:
     """How photons become counts: ``Poisson(photons + background) * gain + offset + N(0, read_noise)``."""
 
-    background: float = 5.0
+    background: float = 2.0
     """Photons per voxel that reach the camera from everywhere alike (stray light, dark current)."""
-    gain: float = 2.0
+    gain: float = 4.0
     """Counts per photon."""
     offset: float = 100.0
     """Counts without light."""
-    read_noise: float = 3.0
+    read_noise: float = 4.0
     """Standard deviation of the read noise in counts."""
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ def embryo(
     psf = light_sheet_psf() if psf is None else _checked_psf(psf)
     labels, truth = _paint(shape, nuclei, seed, _place(shape, nuclei, seed, arrangement))
     if arrangement == "embryo":
-        truth += np.where(labels == 0, _cytoplasm(shape, np.float32(0.08 * nuclei.photons[0])), np.float32(0))
+        truth = np.maximum(truth, _cytoplasm(shape, np.float32(0.08 * nuclei.photons[0])))
     image = forward(truth, psf, seed=seed, camera=camera)
     return SimulatedVolume(labels, truth, image, psf, camera)
 
@@ -336,7 +336,7 @@ def _paint(
     """Return labels and photons; a contested voxel goes to the nucleus in which it lies deeper."""
     labels = np.zeros(shape, dtype=np.int32)
     photons = np.zeros(shape, dtype=np.float32)
-    level = np.ones(shape, dtype=np.float32)
+    level = np.full(shape, np.inf, dtype=np.float32)
     for row, key in enumerate(placement.keys):
         region, own_level, own_photons = _nucleus(
             shape,
@@ -347,7 +347,7 @@ def _paint(
             condensed=bool(placement.condensed[row]),
         )
         deeper = own_level < level[region]
-        labels[region][deeper] = row + 1
+        labels[region][deeper & (own_level < 1)] = row + 1
         photons[region][deeper] = own_photons[deeper]
         level[region][deeper] = own_level[deeper]
     # A nucleus may lose every voxel to its neighbours; ids stay gapless all the same.
@@ -372,7 +372,7 @@ def _nucleus(
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     flattening = np.array([rng.uniform(*nuclei.flattening), 1.0, 1.0])
     waves, phases = rng.normal(0, 1.2, (2, 3)), rng.uniform(0, 2 * np.pi, 2)
-    photons = rng.uniform(*nuclei.photons) * (2.5 if condensed else 1.0)
+    photons = rng.uniform(*nuclei.photons) * (2.0 if condensed else 1.0)
     # The texture is drawn on a box that does not depend on where the volume ends.
     extent = math.ceil(1.12 * axes.max()) + 1
     texture = ndimage.gaussian_filter(rng.normal(size=(2 * extent + 1,) * 3).astype(np.float32), 1.3)
@@ -387,8 +387,9 @@ def _nucleus(
     # Two weak waves on the surface dent the ellipsoid by at most 10 %.
     dent = 1 + 0.05 * np.cos(unit @ waves.T + phases).sum(axis=-1)
     level = np.linalg.norm(unit, axis=-1) * dent
-    # A thin bright rim: heterochromatin lines the envelope.
-    profile = np.where(level > 0.8, 1.15, 1.0) * np.clip(texture[inside_box], 0.3, 2.5)
+    # Part of a voxel at the surface lies inside; a thin bright rim (heterochromatin) lines the envelope.
+    covered = np.clip((1 - level) * radius + 0.5, 0, 1)
+    profile = covered * np.where(level > 0.8, 1.15, 1.0) * np.clip(texture[inside_box], 0.3, 2.5)
     return region, level.astype(np.float32), (photons * profile).astype(np.float32)
 
 

@@ -168,7 +168,9 @@ def of_blocks(read: Any, n_blocks: int, needs: Iterable[float | str]) -> dict[fl
     needs = tuple(needs)
     summary = merge(summarize(read(i)) for i in range(n_blocks))
     wanted = refinement(summary, needs)
-    refined = None if wanted is None else sum(refine(read(i), wanted) for i in range(n_blocks))
+    if wanted is None:
+        return values(summary, needs)
+    refined = np.sum([refine(read(i), wanted) for i in range(n_blocks)], axis=0)
     return values(summary, needs, wanted, refined)
 
 
@@ -177,7 +179,9 @@ def of_array(image: Any, needs: Iterable[float | str]) -> dict[float | str, floa
     return of_blocks(lambda _: image, 1, needs)
 
 
-def as_percentiles(statistics: Mapping[float | str, float], percentiles: tuple[float, float]) -> tuple[float, float]:
+def as_percentiles(
+    statistics: Mapping[float | str, float], percentiles: tuple[float, float]
+) -> tuple[float, float]:
     """Return (low, high) for two percentiles, checking that they enclose a range.
 
     Raises
@@ -239,7 +243,12 @@ def _order_statistic(
 def _mean(summary: Summary) -> float:
     codes = range(summary.first, summary.first + len(summary.counts))
     if summary.dtype.kind == "f":
-        centres = np.array([_from_ordered(code << 16 | 0x8000) if n else 0.0 for code, n in zip(codes, summary.counts, strict=True)])
+        centres = np.array(
+            [
+                _from_ordered(code << 16 | 0x8000) if n else 0.0
+                for code, n in zip(codes, summary.counts, strict=True)
+            ]
+        )
     else:
         centres = np.array(codes, np.float64)
     # A range of one value has no bin width to be uncertain about.

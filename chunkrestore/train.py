@@ -140,7 +140,7 @@ def train_care(
     rng = np.random.default_rng([seed, 1])
 
     def batch() -> Batch:
-        chosen = rng.integers(len(pairs), size=schedule.batch_size)
+        chosen: list[int] = rng.integers(len(pairs), size=schedule.batch_size).tolist()
         patches = [_care_patch(*pairs[i], schedule.patch_shape, rng) for i in chosen]
         x, y = (np.stack(arrays)[..., None] for arrays in zip(*patches, strict=True))
         return x, y
@@ -221,7 +221,7 @@ def train_stardist(
     foreground = [np.argwhere(_every(labels, 4)) * 4 for _, labels in pairs]
 
     def batch() -> Batch:
-        chosen = rng.integers(len(pairs), size=schedule.batch_size)
+        chosen: list[int] = rng.integers(len(pairs), size=schedule.batch_size).tolist()
         samples = [_stardist_patch(*pairs[i], foreground[i], schedule.patch_shape, rng) for i in chosen]
         return _stardist_batch(samples, rays, grid)
 
@@ -303,7 +303,7 @@ def _stardist_patch(
     patch_shape: tuple[int, ...],
     rng: np.random.Generator,
 ) -> tuple[FloatArray, npt.NDArray[np.int32]]:
-    room = np.array(image.shape) - patch_shape
+    room = np.array([n - p for n, p in zip(image.shape, patch_shape, strict=True)], dtype=np.intp)
     start = rng.integers(room + 1)
     if len(foreground) and rng.uniform() < 0.8:
         inside = [rng.integers(p) for p in patch_shape]

@@ -64,10 +64,14 @@ def test_halo_overhead_counts_the_voxels_that_blocks_read(grid):
 
 @given(grids(), st.data())
 def test_blocks_meeting_a_region_are_those_that_share_a_voxel(grid, data):
-    region = tuple(slice(*sorted(data.draw(st.tuples(st.integers(-5, 45), st.integers(-5, 45))))) for _ in grid.shape)
+    region = tuple(
+        slice(*sorted(data.draw(st.tuples(st.integers(-5, 45), st.integers(-5, 45))))) for _ in grid.shape
+    )
 
     def overlaps(block):
-        return all(max(c.start, r.start) < min(c.stop, r.stop) for c, r in zip(block.core, region, strict=True))
+        return all(
+            max(c.start, r.start) < min(c.stop, r.stop) for c, r in zip(block.core, region, strict=True)
+        )
 
     assert list(grid.indices_meeting(region)) == [block.index for block in grid if overlaps(block)]
 

@@ -73,7 +73,12 @@ def test_stores_clusters_and_models_know_no_operator():
 
 
 def test_foreign_systems_are_named_in_one_place():
-    homes = {"cupy": {"backend"}, "cupyx": {"backend"}, "distributed": {"cluster", "jobs"}, "zarr": {"ome_zarr"}}
+    homes = {
+        "cupy": {"backend"},
+        "cupyx": {"backend"},
+        "distributed": {"cluster", "jobs"},
+        "zarr": {"ome_zarr"},
+    }
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {module}"
         for path, tree in modules()
@@ -104,6 +109,8 @@ def test_help_loads_nothing_heavy():
 def test_every_public_name_exists():
     for name in ("grid", "statistics", "api"):
         __import__(f"chunkrestore.{name}")
-    light = [name for name in chunkrestore.__all__ if name in {"deconvolve", "restore", "segment", "percentiles"}]
+    light = [
+        name for name in chunkrestore.__all__ if name in {"deconvolve", "restore", "segment", "percentiles"}
+    ]
     assert all(callable(getattr(chunkrestore, name)) for name in light)
     assert set(chunkrestore.__all__) <= set(dir(chunkrestore))

@@ -144,7 +144,7 @@ def test_a_single_voxel_psf_leaves_only_noise():
 
 
 def test_reference_is_the_image_without_blur_and_noise(volume):
-    np.testing.assert_allclose(volume.reference, 2.0 * volume.truth + 110.0, rtol=1e-6)
+    np.testing.assert_allclose(volume.reference, 4.0 * volume.truth + 108.0, rtol=1e-6)
     dark = volume.image[:, :3, :3].mean()
     assert dark == pytest.approx(volume.camera.pedestal, rel=0.02)
 

@@ -20,7 +20,9 @@ IMAGES = st.one_of(
 @given(IMAGES, st.floats(0, 100))
 def test_percentiles_are_those_of_the_sorted_voxels(image, q):
     expected = np.percentile(image.astype(np.float64), q)
-    assert of_array(image, (q,))[q] == pytest.approx(expected, rel=1e-12, abs=1e-12 * float(np.abs(image).max()))
+    assert of_array(image, (q,))[q] == pytest.approx(
+        expected, rel=1e-12, abs=1e-12 * float(np.abs(image).max())
+    )
 
 
 @given(IMAGES, st.integers(1, 7))

@@ -18,7 +18,9 @@ def label_in_blocks(operator, image, grid):
     numbered = resolve_tables(operator, grid, tables)
     labels = np.zeros(image.shape, int)
     for block in grid:
-        labels[block.core] = operator.paint(image[block.read], block, within_reach(grid, block.index, None, numbered))
+        labels[block.core] = operator.paint(
+            image[block.read], block, within_reach(grid, block.index, None, numbered)
+        )
     return labels
 
 
@@ -62,7 +64,10 @@ def test_an_image_without_foreground_has_no_labels():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"value": float("nan")}, "`value` must be finite"), ({"connectivity": 4}, "`connectivity` must be 1, 2 or 3")],
+    [
+        ({"value": float("nan")}, "`value` must be finite"),
+        ({"connectivity": 4}, "`connectivity` must be 1, 2 or 3"),
+    ],
 )
 def test_bad_parameters_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,9 @@ def label_mask(mask: npt.NDArray[np.bool_], connectivity: int) -> tuple[Labels, 
     return labels, int(n_objects)
 
 
-def component_table(labels: Labels, n_objects: int, core: Slices, shape: Sequence[int]) -> dict[str, np.ndarray]:
+def component_table(
+    labels: Labels, n_objects: int, core: Slices, shape: Sequence[int]
+) -> dict[str, np.ndarray]:
     """Describe the components of one core, as far as other blocks must know.
 
     Parameters

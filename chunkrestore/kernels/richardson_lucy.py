@@ -30,6 +30,7 @@ LEAST_WEIGHT = 0.01
 LEAST_BLURRED = 1e-6
 # Floor of the blurred estimate relative to the start value. Rounding of float32 transforms leaves about 1e-7
 # of the largest value, of either sign, where the estimate is zero.
+STRONGEST_SHRINKAGE = 0.5
 
 Borders = Sequence[tuple[bool, bool]]
 """Per axis, whether the image ends at the volume's first and last voxel (as `Block.at_border`)."""
@@ -218,12 +219,12 @@ def _divide(image: Array, blurred: Array, background: float, floor: float) -> No
 
 
 def _extrapolate(estimate: Array, previous: Array, factor: float) -> None:
-    """Replace `previous` by max(estimate + factor * (estimate - previous), 0)."""
+    """Replace `previous` by max(estimate + factor * (estimate - previous), STRONGEST_SHRINKAGE * estimate)."""
     xp = backend.namespace(estimate)
-    zero = _scalar(estimate, 0.0)
     for slab in backend.slabs(xp, estimate.shape):
         now = estimate[slab]
-        previous[slab] = xp.maximum(now + factor * (now - previous[slab]), zero)
+        ahead = now + factor * (now - previous[slab])
+        previous[slab] = xp.maximum(ahead, STRONGEST_SHRINKAGE * now)
 
 
 def _weights(blur: Blur, image: Array) -> Array:

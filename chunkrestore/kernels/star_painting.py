@@ -10,6 +10,8 @@ polyhedron that lies wholly at negative coordinates.)
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,12 @@ from chunkrestore.kernels.star_convex import Rays, Rows
 
 _STEP_ELEMENTS = 2**19
 """Voxel and face pairs that are looked at together: temporaries of a few MiB, whatever the object's size."""
+
+_TURN = 0.01
+"""Angle by which rounding to float32 in the volume may turn a ray (2**-8 voxels at coordinates near 10**5)."""
+
+_CELLS = 24
+"""Directions are sorted into 6 * _CELLS**2 cells, of 4 degrees: smaller than the faces of usual rays."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -83,67 +91,62 @@ def _inside_polygon(box: Slices, outline: Floats, point: np.ndarray, rays: Rays)
 def _inside_polyhedron(box: Slices, outline: Floats, point: np.ndarray, rays: Rays) -> npt.NDArray[np.bool_]:
     """Return which voxels of `box` lie in a polyhedron.
 
-    StarDist's rule: in the kernel (behind the planes of all faces), or in the convex hull and in one of the
-    tetrahedra that the faces span with the point.
+    StarDist's rule: in one of the tetrahedra that the faces span with the point and in the convex hull, or
+    in the kernel (behind the planes of all faces).
     """
-    corners = tuple(outline[rays.faces[:, k]] for k in range(3))
-    planes = _kernel_planes(corners)
-    shape = tuple(b.stop - b.start for b in box)
-    voxels = np.stack(np.meshgrid(*(np.arange(b.start, b.stop) for b in box), indexing="ij"), axis=-1)
-    voxels = voxels.reshape(-1, 3)
-    inside = np.empty(len(voxels), bool)
-    step = max(1, _STEP_ELEMENTS // len(planes))
-    for first in range(0, len(voxels), step):
-        part = voxels[first : first + step]
-        # Products of a float32 and a small integer are exact in float64.
-        in_kernel = (part @ planes[:, :3].T + planes[:, 3] <= 0).all(axis=-1)
-        rest = np.flatnonzero(~in_kernel)
-        in_kernel[rest] = _in_tetrahedra(part[rest], corners, point, outline)
-        inside[first : first + step] = in_kernel
-    return inside.reshape(shape)
+    axes = (np.arange(b.start, b.stop) for b in box)
+    voxels = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = np.zeros(len(voxels), bool)
+    corners = outline[rays.faces]
+    radius = np.linalg.norm(outline - point, axis=-1).max() + 1
+    within = np.flatnonzero(((voxels - point) ** 2).sum(axis=-1) <= radius**2)
+    step = max(1, _STEP_ELEMENTS // len(corners))
+    for part in np.split(within, range(step, len(within), step)):
+        inside[part] = _in_tetrahedra(voxels[part], corners, point, outline, rays)
+        rest = part[~inside[part]]
+        inside[rest] = _in_kernel(voxels[rest], corners)
+    return inside.reshape(tuple(b.stop - b.start for b in box))
 
 
-def _kernel_planes(corners: tuple[Floats, Floats, Floats]) -> npt.NDArray[np.float64]:
-    """Return (n_faces, 4): outward normal and offset of each face, in StarDist's float32 operations."""
-    a, b, c = corners
+def _in_kernel(voxels: npt.NDArray[np.int64], corners: Floats) -> npt.NDArray[np.bool_]:
+    """Return which voxels lie behind all faces; planes in StarDist's float32 operations."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     pz, py, px = (b - a).T
     qz, qy, qx = (c - a).T
-    nz, ny, nx = -(py * qx - px * qy), -(px * qz - pz * qx), -(pz * qy - py * qz)
-    offset = -(a[:, 0] * nz + a[:, 1] * ny + a[:, 2] * nx)
-    return np.stack([nz, ny, nx, offset], axis=-1).astype(np.float64)
+    normals = np.stack([-(py * qx - px * qy), -(px * qz - pz * qx), -(pz * qy - py * qz)])
+    nz, ny, nx = normals
+    offsets = -(a[:, 0] * nz + a[:, 1] * ny + a[:, 2] * nx)
+    # Products of a float32 and a small integer are exact in float64, and so are their sums.
+    return np.asarray((voxels @ normals.astype(np.float64) + offsets <= 0).all(axis=-1))
 
 
 def _in_tetrahedra(
-    voxels: npt.NDArray[np.int64], corners: tuple[Floats, Floats, Floats], point: np.ndarray, outline: Floats
+    voxels: npt.NDArray[np.int64], corners: Floats, point: np.ndarray, outline: Floats, rays: Rays
 ) -> npt.NDArray[np.bool_]:
-    """Return which voxels lie in a tetrahedron of the point and a face, and in the convex hull.
-
-    float64 finds the few faces that a voxel can belong to; StarDist's float32 operations decide.
-    """
-    a, b, c = (corner.astype(np.float64) - point for corner in corners)
-    relative = (voxels - point).astype(np.float64)
-    extent = 2 * max(np.abs(outline - point).max(), 1)
-    # A determinant of float32 differences below `extent` errs by less than 20 roundings of its products.
-    tolerance = 20 * 2.0**-24 * extent**3
-    reachable = np.ones((len(voxels), len(a)), bool)
-    for one, other in ((b, a), (c, b), (a, c)):
-        reachable &= relative @ np.cross(one, other).T >= -tolerance
-    normals = np.cross(b - a, c - a)
-    beneath = relative @ normals.T - (a * normals).sum(axis=-1)
-    v, f = np.nonzero(reachable & (beneath >= -tolerance))
-    accepted = _in_tetrahedron(voxels[v], point.astype(np.float32), *(corner[f] for corner in corners))
-    v, f = v[accepted], f[accepted]
+    """Return which voxels lie in a tetrahedron of the point and a face, and in the convex hull."""
+    starts, faces = _faces_by_direction(rays)
+    cells = _cell(voxels - point)
+    counts = starts[cells + 1] - starts[cells]
+    v = np.repeat(np.arange(len(voxels)), counts)
+    f = faces[np.arange(len(v)) - np.repeat(np.cumsum(counts) - counts, counts) + starts[cells][v]]
+    found = _in_tetrahedron(voxels[v], point, corners[f])
+    v, f = v[found], f[found]
     result = np.zeros(len(voxels), bool)
     result[v] = True
-    # On a face, to rounding: StarDist asks Qhull too.
-    doubtful = np.setdiff1d(v, v[beneath[v, f] > tolerance])
+    # On a face, to rounding (of products of three lengths), StarDist relies on Qhull.
+    a, b, c = np.moveaxis(corners[f].astype(np.float64), 1, 0)
+    beneath = (np.cross(b - a, c - a) * (voxels[v] - a)).sum(axis=-1)
+    tolerance = 2.0**-18 * max(1.0, float(np.abs(outline - point).max())) ** 3
+    doubtful = np.setdiff1d(v, v[beneath > tolerance])
     if len(doubtful):
         result[doubtful] = _in_convex_hull(voxels[doubtful], outline)
     return result
 
 
-def _in_tetrahedron(voxel: np.ndarray, r: Floats, a: Floats, b: Floats, c: Floats) -> npt.NDArray[np.bool_]:
-    voxel = voxel.astype(np.float32)
+def _in_tetrahedron(voxels: np.ndarray, point: np.ndarray, corners: Floats) -> npt.NDArray[np.bool_]:
+    """Return for each voxel whether it lies in the tetrahedron of the point and its own face."""
+    voxel, r = voxels.astype(np.float32), point.astype(np.float32)
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     return (
         _in_half_space(voxel, a, b, c)
         & _in_half_space(voxel, r, b, a)
@@ -153,7 +156,7 @@ def _in_tetrahedron(voxel: np.ndarray, r: Floats, a: Floats, b: Floats, c: Float
 
 
 def _in_half_space(voxel: Floats, a: Floats, b: Floats, c: Floats) -> npt.NDArray[np.bool_]:
-    """Return whether voxels lie on the inner side of the planes through a, b, c (rows of z, y, x)."""
+    """Return whether voxels lie on the inner side of the planes through a, b, c, as StarDist computes it."""
     m00, m01, m02 = (b - a).T
     m10, m11, m12 = (c - a).T
     m20, m21, m22 = (voxel - a).T
@@ -168,3 +171,47 @@ def _in_convex_hull(voxels: npt.NDArray[np.int64], outline: Floats) -> npt.NDArr
 
     planes = ConvexHull(outline.astype(np.float64)).equations
     return np.asarray((voxels @ planes[:, :3].T + planes[:, 3] <= 0).all(axis=-1))
+
+
+def _cell(directions: np.ndarray) -> npt.NDArray[np.intp]:
+    """Return the cell that each direction (n, 3) points to, on the surface of a cube around the origin."""
+    axis = np.abs(directions).argmax(axis=-1)
+    rows = np.arange(len(directions))
+    along = directions[rows, axis]
+    length = np.maximum(np.abs(along), 1e-9)
+    u, v = (
+        np.minimum((directions[rows, (axis + k) % 3] / length + 1) * (_CELLS / 2), _CELLS - 1).astype(np.intp)
+        for k in (1, 2)
+    )
+    return ((2 * axis + (along < 0)) * _CELLS + u) * _CELLS + v
+
+
+@lru_cache(maxsize=16)
+def _faces_by_direction(rays: Rays) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the faces that each cell of directions can meet, for any distances.
+
+    The planes through the point and two corners of a face depend on directions alone. A cell misses a face
+    if all its corners lie outside one of these planes.
+
+    Returns
+    -------
+    starts, faces
+        Faces of cell ``i``: ``faces[starts[i] : starts[i + 1]]``.
+    """
+    a, b, c = (rays.vertices[rays.faces[:, k]].astype(np.float64) for k in range(3))
+    normals = [np.cross(one, other) for one, other in ((b, a), (c, b), (a, c))]
+    normals = [n / np.linalg.norm(n, axis=-1, keepdims=True) for n in normals]
+    edges = np.linspace(-1, 1, _CELLS + 1)
+    meets = []
+    for axis in range(3):
+        for sign in (1, -1):
+            u, v = np.meshgrid(edges, edges, indexing="ij")
+            corners = np.empty((*u.shape, 3))
+            corners[..., axis], corners[..., (axis + 1) % 3], corners[..., (axis + 2) % 3] = sign, u, v
+            can = np.ones((_CELLS, _CELLS, len(a)), bool)
+            for normal in normals:
+                inner = corners @ normal.T >= -_TURN
+                can &= inner[:-1, :-1] | inner[1:, :-1] | inner[:-1, 1:] | inner[1:, 1:]
+            meets.append(can.reshape(-1, len(a)))
+    cells, faces = np.nonzero(np.concatenate(meets))
+    return np.searchsorted(cells, np.arange(6 * _CELLS**2 + 1)), faces

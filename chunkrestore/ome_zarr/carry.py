@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,12 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If a length is less than 1.
+        If a length is unknown or less than 1.
     """
+    if any(math.isnan(n) for n in shape):
+        raise ValueError(
+            "the shape of the data is unknown; call .compute_chunk_sizes() of the dask array first"
+        )
     lengths = tuple(int(n) for n in shape)
     if min(lengths) < 1:
         raise ValueError(f"`shape` {lengths} must be at least 1 on every axis")

@@ -54,7 +54,7 @@ def named_channels(ome: Json, own_names: Sequence[str], names: Sequence[str] | N
         pairs = [(name, known.get(name, {})) for name in names or map(str, range(n_c))]
     colors = ("FFFFFF",) if n_c == 1 else _COLORS
     channels = [
-        {"active": True, "color": colors[i % len(colors)], "label": name, **entry}
+        {"color": colors[i % len(colors)], "label": name, **(entry or {"active": True})}
         for i, (name, entry) in enumerate(pairs)
     ]
     omero = ome.get("omero")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ def fill(target: RegionWriter, data: Any) -> None:
     Raises
     ------
     ValueError
-        If the shape differs, or the chunk sizes of a dask array are unknown.
+        If the shape differs.
     """
     if tuple(data.shape) != target.shape:
         raise ValueError(f"`data` has shape {tuple(data.shape)} but {target.name} has {target.shape}")
@@ -52,8 +51,6 @@ def _fill_from_array(target: RegionWriter, data: Any) -> None:
 def _fill_from_dask(target: RegionWriter, data: Any) -> None:
     import dask
 
-    if any(math.isnan(n) for lengths in data.chunks for n in lengths):
-        raise ValueError("`data` has unknown chunk sizes; call its .compute_chunk_sizes() first")
     chunks = tuple(
         aligned_chunks(lengths, unit, n)
         for lengths, unit, n in zip(data.chunks, target.write_unit, target.shape, strict=True)

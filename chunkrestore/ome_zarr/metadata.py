@@ -174,7 +174,9 @@ def _check_model(multiscale: Json, version: str, where: str) -> None:
             Multiscale.model_validate(multiscale)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+        # pydantic names the models of a union between the keys; keys of the specification begin in lower case
+        steps = [p for p in first["loc"] if isinstance(p, int) or (p[:1].islower() and "[" not in p)]
+        key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in steps)
         message = " ".join(str(first["msg"]).split()).removeprefix("Value error, ")
         raise ValueError(
             f"{where}: `multiscales[0]{key}` does not conform to OME-Zarr {version}: {message}"

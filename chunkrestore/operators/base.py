@@ -80,6 +80,9 @@ class LabelOperator(Operator, Protocol):
     def paint_reads_image(self) -> bool:
         """Whether `paint` needs the image of the block again."""
 
+    def __call__(self, image: Array) -> np.ndarray:
+        """Segment a whole volume in one piece; an unresolved operator resolves itself on it."""
+
     def detect(self, image: Array, block: Block) -> Table:
         """Step 1, per block: find what the core holds. `image` covers ``block.read``."""
 
@@ -114,7 +117,9 @@ def check_image(shape: Sequence[int], dtype: np.dtype[Any], *, ndim: Sequence[in
     """
     if len(shape) not in ndim:
         wanted = " or ".join({2: "2 (y, x)", 3: "3 (z, y, x)"}[n] for n in ndim)
-        raise ValueError(f"`image` has {len(shape)} spatial axes {tuple(shape)}; this operator takes {wanted}")
+        raise ValueError(
+            f"`image` has {len(shape)} spatial axes {tuple(shape)}; this operator takes {wanted}"
+        )
     if np.dtype(dtype).name not in ACCEPTED_DTYPES:
         raise ValueError(f"`image` has dtype {dtype}; accepted are {', '.join(ACCEPTED_DTYPES)}")
 

@@ -80,11 +80,14 @@ def resolve(
     return current, n_rounds
 
 
-def resolve_tables(operator: LabelOperator, grid: BlockGrid, tables: Mapping[Index, Table]) -> dict[Index, Table]:
+def resolve_tables(
+    operator: LabelOperator, grid: BlockGrid, tables: Mapping[Index, Table]
+) -> dict[Index, Table]:
     """Settle and number tables that are all in memory; return one numbered table per block."""
     settled = dict(tables)
     reach = operator.reach(list(tables.values()))
     if reach is not None:
+
         def settle(indices: Sequence[Index], current: Mapping[Index, _Rows]) -> dict[Index, _Rows]:
             decided = {}
             for index in indices:
