@@ -6,6 +6,7 @@ for its functions and `fft` for its transforms, and stays on the device that its
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ _HOST_SLAB = 2**16
 # 256 KiB of float32: the temporaries of an element-wise step then stay in the second-level cache.
 _DEVICE_SLAB = 2**24
 # 64 MiB of float32: one launch still fills a large device, and temporaries stay small beside a volume.
-_CUPY_MISSING = 'CuPy is not installed; run: pip install "chunkrestore[gpu]"'
+_CUPY_MISSING = 'CuPy is not installed; run: pip install "chunkrestore[cupy]"'
 
 
 def namespace(*arrays: Array) -> Any:
@@ -33,7 +34,21 @@ def namespace(*arrays: Array) -> Any:
 
 def asarray_like(array: np.ndarray, reference: Array) -> Array:
     """Return the host array in the namespace and on the device of `reference`."""
-    return namespace(reference).asarray(array, device=array_api_compat.device(reference))
+    return namespace(reference).asarray(array, device=device(reference))
+
+
+def device(array: Array) -> Any:
+    """Return the device that `array` lives on."""
+    return array_api_compat.device(array)
+
+
+def full(shape: Sequence[int], value: float, reference: Array) -> Array:
+    """Return a float32 array of `shape` filled with `value`, where `reference` lives.
+
+    With an empty shape: a scalar that every namespace accepts beside an array.
+    """
+    xp = namespace(reference)
+    return xp.full(tuple(shape), value, dtype=xp.float32, device=device(reference))
 
 
 def to_numpy(array: Array) -> np.ndarray:
@@ -165,15 +180,10 @@ def slabs(xp: Any, shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     Element-wise steps done slab by slab need temporaries of one slab instead of one volume, and on the
     host these stay in the processor's cache (one pass over main memory instead of one per operation).
     """
-    rows = slab_rows(xp, shape)
+    elements = _DEVICE_SLAB if array_api_compat.is_cupy_namespace(xp) else _HOST_SLAB
+    rows = max(1, elements // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0])), ...
-
-
-def slab_rows(xp: Any, shape: Sequence[int]) -> int:
-    """Return how many planes (rows of a 2-D image) of an array of `shape` one slab holds, at least 1."""
-    elements = _DEVICE_SLAB if array_api_compat.is_cupy_namespace(xp) else _HOST_SLAB
-    return max(1, elements * shape[0] // max(1, int(np.prod(shape, dtype=np.int64))))
 
 
 def free_memory_nbytes(device: str = "cpu") -> int:
@@ -238,5 +248,6 @@ def _group_left(folder: Path, limit_name: str, usage_name: str) -> int:
     if not limit.isdigit():
         return 2**63
     # Pages of files that were read count as used, but the kernel gives them back before it refuses memory.
-    idle = sum(int(line.split()[1]) for line in stat if line.split()[0] in ("inactive_file", "total_inactive_file"))
+    idle_names = ("inactive_file", "total_inactive_file")
+    idle = sum(int(line.split()[1]) for line in stat if line.split()[0] in idle_names)
     return int(limit) - int(usage) + idle

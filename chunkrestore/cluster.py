@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -13,9 +15,15 @@ if TYPE_CHECKING:
 Cluster: TypeAlias = "Client | str | None"
 """A `distributed.Client`, the address of a scheduler, ``"local"``, ``"serial"`` or ``"auto"``."""
 
+_TIMEOUT = "10s"
+"""How long a scheduler may take to answer."""
+
 _WORKER_TTL = "60 minutes"
 """StarDist's suppression holds the interpreter lock for minutes, during which a worker sends no heartbeat.
 The default of five minutes would restart such a worker, and its block with it, for ever."""
+
+_ALLOWED_FAILURES = 1
+"""Worker processes that a block may lose before the job gives it up: one may be bad luck."""
 
 
 @contextmanager
@@ -28,7 +36,8 @@ def connect(cluster: Cluster = "auto", *, n_workers: int | None = None) -> Itera
         A `distributed.Client` (used and left open); the address of a scheduler (``"tcp://host:8786"``)
         or the path of a scheduler file; ``"local"``, one worker process per core, listening on loopback
         only; ``"serial"`` or None, this process, for debugging; ``"auto"``, the client that is already
-        open in this process, otherwise ``"local"``.
+        open in this process, otherwise ``"local"``. Workers elsewhere must see stores and models under the
+        paths that the driver uses, and have this package installed.
     n_workers
         Worker processes of a local cluster; one per usable core by default.
 
@@ -76,7 +85,6 @@ def worker_environment(n_threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(n_threads),
         "TF_NUM_INTRAOP_THREADS": str(n_threads),
         "TF_NUM_INTEROP_THREADS": "1",
-        "CHUNKRESTORE_NUM_THREADS": str(n_threads),
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         # TensorFlow would otherwise take all device memory and leave none to CuPy in the same process.
@@ -90,12 +98,14 @@ def _local(n_workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     environment = worker_environment(max(1, usable_cores() // n_workers))
+    pre_spawn = "distributed.nanny.pre-spawn-environ"
     with (
         dask.config.set(
             {
                 "distributed.scheduler.worker-ttl": _WORKER_TTL,
+                "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES,
                 "distributed.admin.tick.limit": "1 hour",
-                "distributed.nanny.pre-spawn-environ": environment,
+                pre_spawn: {**dask.config.get(pre_spawn), **environment},
             }
         ),
         LocalCluster(
@@ -113,25 +123,34 @@ def _local(n_workers: int) -> Iterator[Client]:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[Client]:
+def _remote(cluster: str) -> Iterator[Client]:
     from distributed import Client
 
-    arguments: dict[str, Any]
-    if "://" in address or (":" in address and not os.path.exists(address)):
-        arguments = {"address": address}
-    elif os.path.isfile(address):
-        arguments = {"scheduler_file": address}
-    else:
-        raise ValueError(
-            f"`cluster` {address!r} is neither 'auto', 'local' or 'serial', nor the address (tcp://host:port) "
-            "or the scheduler file of a running Dask scheduler"
-        )
     try:
-        client = Client(timeout="10s", **arguments)
+        client = Client(_address(cluster), timeout=_TIMEOUT)
     except (OSError, TimeoutError) as error:
-        raise ConnectionError(f"no Dask scheduler answers at `cluster` {address!r}: {error}") from error
+        raise ConnectionError(
+            f"no Dask scheduler answers at `cluster` {cluster!r}; check the address, or start one with "
+            "`dask scheduler`"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"`cluster` {cluster!r} is no address of a Dask scheduler: {error}") from error
     with client:
         yield client
+
+
+def _address(cluster: str) -> str:
+    """Return the address in a scheduler file, or `cluster` itself if it looks like one."""
+    if os.path.isfile(cluster):
+        try:
+            return str(json.loads(Path(cluster).read_text())["address"])
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{cluster} is not the file that a Dask scheduler writes") from None
+    if ":" not in cluster:
+        raise ValueError(
+            "known are 'auto', 'local' and 'serial', addresses (tcp://host:port) and scheduler files"
+        )
+    return cluster
 
 
 def _open_client() -> Client | None:

@@ -90,11 +90,7 @@ def _map_planes(function: Callable[[da.Array], da.Array], image: da.Array, n_lea
     if n_lead == 0:
         return function(image)
     planes = [_map_planes(function, image[i], n_lead - 1) for i in range(image.shape[0])]
-    return (
-        da.stack(planes).rechunk({0: image.chunks[0]})
-        if len(image.chunks[0]) < len(planes)
-        else da.stack(planes)
-    )
+    return da.stack(planes).rechunk({0: image.chunks[0]})
 
 
 def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:

@@ -293,7 +293,7 @@ def test_missing_store_is_named(tmp_path):
 def test_what_is_no_ome_zarr_is_named_with_the_fix(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*\0")
     with pytest.raises(
-        ValueError, match="a.tif is a file, not an OME-Zarr; convert it with `chunkrestore convert`"
+        ValueError, match=r"a.tif is a file, not an OME-Zarr; convert it with `chunkrestore convert`"
     ):
         open_image(tmp_path / "a.tif")
     with pytest.raises(ValueError, match="is a folder without zarr metadata"):
@@ -345,14 +345,14 @@ def bad_scale(vector):
     [
         (bad_scale([1, 1, 1]), r"scale of level '1' has 3 numbers but there are 5 axes"),
         (bad_scale([1, 1, 1, 1, 0]), r"scale \[1, 1, 1, 1, 0\] of level '1' must hold finite numbers"),
-        (lambda m: m["datasets"][0].pop("coordinateTransformations"), r"`multiscales\[0\].datasets\[0\].coordinateTran"),
+        (lambda m: m["datasets"][0].pop("coordinateTransformations"), r"multiscales\[0\].datasets\[0\].coordinateTr"),
         (lambda m: m.pop("axes"), r"`multiscales\[0\].axes` does not conform to OME-Zarr 0.5: Field required"),
         (lambda m: m.pop("datasets"), r"`multiscales\[0\].datasets` does not conform"),
         (lambda m: m["axes"].reverse(), r"`multiscales\[0\].axes` does not conform .*space axes must be at the end"),
         (lambda m: m.update(coordinateTransformations=[{"type": "translation", "translation": [0] * 5}]),
          r"`multiscales\[0\].coordinateTransformations\[0\].type` does not conform .* should be 'scale'"),
         (lambda m: m["axes"][2].update(name="q"), r"axes .*'q' \(space\).* are not time, channel, z, y and x"),
-        (lambda m: m["axes"][2].update(unit="pixel"), r"unit 'pixel' of a spatial axis is no length; pass `voxel_size`"),
+        (lambda m: m["axes"][2].update(unit="pixel"), r"unit 'pixel' of a spatial axis is no length; pass `voxel_"),
         (lambda m: m["datasets"][0].update(path="../0"), r"member path '../0' leaves its group"),
         (lambda m: m["datasets"][0].update(path="/etc"), r"member path '/etc' leaves its group"),
     ],
@@ -470,7 +470,7 @@ def test_selectors_list_what_exists(tmp_path):
         select_channel(image, "RFP")
     with pytest.raises(ValueError, match="channel 3 does not exist"):
         select_channel(image, 3)
-    with pytest.raises(ValueError, match="channel 'GFP' .* is not unique; give its index"):
+    with pytest.raises(ValueError, match=r"channel 'GFP' .* is not unique; give its index"):
         select_channel(image, "GFP")
     with pytest.raises(ValueError, match=r"time point 2 does not exist in .*; it has 2: 0 to 1"):
         image.select(t=2)

@@ -221,6 +221,14 @@ def test_voxel_size_beside_like_wins(tmp_path):
     assert image.voxel_size == (3, 1, 1)
 
 
+def test_dask_does_not_mistake_a_rewritten_image_for_the_old_one(tmp_path):
+    first = write_image(values("zyx"), tmp_path / "a.zarr", axes="zyx")
+    assert open_image(first.path).data.name == first.data.name
+    name = first.data.name
+    second = write_image(values("zyx", seed=1), tmp_path / "a.zarr", axes="zyx", overwrite=True)
+    assert second.data.name != name
+
+
 def test_unknown_voxel_size_is_written_without_unit(tmp_path):
     image = write_image(values("zyx"), tmp_path / "a.zarr", axes="zyx")
     assert image.voxel_size == (1, 1, 1)
@@ -305,9 +313,7 @@ def test_failing_dask_block_fails_the_write_and_leaves_the_store_unfinished(tmp_
 def test_unfinished_store_is_no_image_for_anyone_until_published(tmp_path):
     path = tmp_path / "a.zarr"
     writer = create_image(path, shape=(9, 12, 10), dtype="float32", axes="zyx", chunks=(8, 8, 8), levels=2)
-    with pytest.raises(
-        yaozarrs.StorageValidationError if hasattr(yaozarrs, "StorageValidationError") else Exception
-    ):
+    with pytest.raises(ValueError, match="Unable to determine OME-Zarr version"):
         yaozarrs.validate_zarr_store(path)
     again = open_writer(path)
     assert again == writer
@@ -348,7 +354,7 @@ def test_writes_must_lie_on_write_units(tmp_path, shards):
         ValueError, match=r"`array` of shape \(8, 8, 7\) does not fill `slices` 0:8, 0:8, 0:8"
     ):
         target.write(0, 0, (slice(0, 8),) * 3, np.ones((8, 8, 7), "uint16"))
-    with pytest.raises(ValueError, match="`array` of float32 would lose values in .* of uint16; cast it"):
+    with pytest.raises(ValueError, match=r"`array` of float32 would lose values in .* of uint16; cast it"):
         target.write(0, 0, (slice(0, 8),) * 3, np.ones((8, 8, 8), "float32"))
     with pytest.raises(ValueError, match="`c` 2 does not exist"):
         target.write(0, 2, (slice(0, 8),) * 3, np.ones((8, 8, 8), "uint16"))

@@ -205,7 +205,8 @@ def make_plan(
     if block_shape is not None and len(block_shape) != len(shape):
         raise ValueError(f"`block_shape` {tuple(block_shape)} must have one length per axis of {shape}")
     passes = tuple(
-        _make_pass(group, shape, block_shape, memory_nbytes) for group in _groups(operators, shape, block_shape)
+        _make_pass(group, shape, block_shape, memory_nbytes)
+        for group in _groups(operators, shape, block_shape)
     )
     return Plan(passes, n_timepoints, n_channels, np.dtype(dtype))
 
@@ -236,14 +237,15 @@ def _groups(
 
     An operator shares a pass with the one before it if it needs no number of that one's whole result, and
     if the chained halo is no deeper than a block, beyond which an intermediate store costs less than the
-    halo. Labels have a pass of their own: they read the image that the job writes anyway.
+    halo; along an axis that one block spans there is no halo to pay for. Labels have a pass of their own:
+    they read the image that the job writes anyway.
     """
     limit = block_shape or (_MAX_BLOCK[len(shape)] // 2,) * len(shape)
     groups: list[list[Operator]] = []
     for operator in operators:
         joined = [*groups[-1], operator] if groups else [operator]
         depths = [sum(per_axis) for per_axis in zip(*(o.halo(shape).depth for o in joined), strict=True)]
-        fits = all(d <= min(b, n) for d, b, n in zip(depths, limit, shape, strict=True))
+        fits = all(d <= b or b >= n for d, b, n in zip(depths, limit, shape, strict=True))
         if len(joined) > 1 and fits and not operator.needs and not isinstance(operator, LabelOperator):
             groups[-1] = joined
         else:
@@ -252,7 +254,10 @@ def _groups(
 
 
 def _make_pass(
-    operators: Sequence[Operator], shape: tuple[int, ...], block_shape: Sequence[int] | None, memory_nbytes: int
+    operators: Sequence[Operator],
+    shape: tuple[int, ...],
+    block_shape: Sequence[int] | None,
+    memory_nbytes: int,
 ) -> Pass:
     halo = operators[-1].halo(shape)
     if block_shape is None:
@@ -262,7 +267,9 @@ def _make_pass(
         block_shape = tuple(min(b, n) for b, n in zip(block_shape, shape, strict=True))
         if min(block_shape) < 1:
             raise ValueError(f"`block_shape` {block_shape} must be at least 1 on every axis")
-        chunks = tuple(_chunk_length(b, _CHUNK[len(shape)]) for b in block_shape)
+        chunks = tuple(
+            _chunk_length(b, n, _CHUNK[len(shape)]) for b, n in zip(block_shape, shape, strict=True)
+        )
     for operator in operators:
         align = operator.halo(shape).align
         for axis, (b, a, n) in enumerate(zip(block_shape, align, shape, strict=True)):
@@ -300,8 +307,13 @@ def _peak_nbytes(operators: Sequence[Operator], block: Block) -> int:
     return max(o.memory_nbytes(b.read_shape) for o, b in zip(operators, blocks, strict=True))
 
 
-def _chunk_length(block: int, preferred: int) -> int:
-    """Return the largest divisor of `block` up to `preferred`, or `block` itself if that would be tiny."""
+def _chunk_length(block: int, n: int, preferred: int) -> int:
+    """Return a chunk length that divides `block`, unless that one block spans the axis of length `n`.
+
+    The largest divisor up to `preferred`, or `block` itself if that would be tiny (a prime length).
+    """
+    if block >= n:
+        return min(preferred, n)
     divisor = max(d for d in range(1, min(block, preferred) + 1) if block % d == 0)
     return divisor if 2 * divisor >= min(block, preferred) else block
 

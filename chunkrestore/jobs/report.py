@@ -81,7 +81,9 @@ class Report:
         lines = [f"wrote      {output}" for output in self.outputs]
         resumed = f", {self.n_resumed} found finished" if self.n_resumed else ""
         lines.append(f"blocks     {self.n_done} done{resumed}")
-        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds >= 0.05)
+        stages = ", ".join(
+            f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds >= 0.05
+        )
         lines.append(f"time       {sum(self.seconds.values()):.1f} s ({stages})")
         if self.voxels_per_second:
             lines.append(f"throughput {self.voxels_per_second / 1e6:.2f} megavoxels/s")
@@ -124,7 +126,12 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Bar(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(name, total=n_items, completed=n_done)
             yield lambda: bar.advance(task)
@@ -139,6 +146,8 @@ class Progress:
             now = time.monotonic()
             if now - last >= _LINE_SECONDS or done == n_items:
                 last = now
-                print(f"{name}: {done} of {n_items} blocks, {now - started:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: {done} of {n_items} blocks, {now - started:.0f} s", file=sys.stderr, flush=True
+                )
 
         return advance

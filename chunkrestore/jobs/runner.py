@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chunkrestore.jobs.ledger import Item
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _WINDOW_PER_THREAD = 3
 """Tasks in flight per worker thread: one that runs, and enough behind it to hide the scheduler's latency."""
 
+_REFRESH_SECONDS = 5.0
+"""How often the worker threads are counted again: workers of a batch system come and go."""
+
+Arguments: TypeAlias = Callable[[Item], tuple[Any, ...]]
+"""Gives the arguments of a task after its item."""
+
 
 class BlockError(RuntimeError):
     """A block failed; the message names it, the cause is chained."""
+
+
+class ClusterLostError(ConnectionError):
+    """The scheduler is gone; what is finished is kept, and the job can be resumed."""
 
 
 class Runner:
@@ -30,15 +42,8 @@ class Runner:
     def __init__(self, client: Client | None) -> None:
         self._client = client
 
-    @property
-    def n_threads(self) -> int:
-        """Worker threads at this moment."""
-        if self._client is None:
-            return 1
-        return sum(worker["nthreads"] for worker in self._client.scheduler_info(n_workers=-1)["workers"].values()) or 1
-
     def map(
-        self, function: Callable[..., Any], items: Sequence[Item], arguments: Callable[[Item], tuple[Any, ...]]
+        self, function: Callable[..., Any], items: Sequence[Item], arguments: Arguments
     ) -> Iterator[tuple[Item, Any]]:
         """Yield ``(item, function(item, *arguments(item)))`` as items finish, in any order.
 
@@ -46,50 +51,88 @@ class Runner:
         ------
         BlockError
             As soon as one item fails. Tasks that run already may finish; no new ones are started.
+        ClusterLostError
+            If the scheduler goes away.
         """
-        if self._client is None:
-            for item in items:
-                try:
-                    yield item, function(item, *arguments(item))
-                except Exception as error:
-                    raise _block_error(item, error) from error
+        if self._client is not None:
+            yield from _map_on_cluster(self._client, function, items, arguments)
             return
-        yield from self._map_on_cluster(self._client, function, items, arguments)
+        for item in items:
+            try:
+                result = function(item, *arguments(item))
+            except Exception as error:
+                raise _block_error(item, error) from error
+            yield item, result
 
-    def _map_on_cluster(
-        self, client: Client, function: Callable[..., Any], items: Sequence[Item], arguments: Callable[[Item], tuple[Any, ...]]
-    ) -> Iterator[tuple[Item, Any]]:
-        from distributed import as_completed
 
-        waiting = iter(items)
-        running: dict[Any, tuple[Item, Any]] = {}
-        completed = as_completed()
+def _map_on_cluster(
+    client: Client, function: Callable[..., Any], items: Sequence[Item], arguments: Arguments
+) -> Iterator[tuple[Item, Any]]:
+    from distributed import as_completed
 
-        def submit(n: int) -> None:
-            for _, item in zip(range(n), waiting, strict=False):
-                future = client.submit(function, item, *arguments(item), pure=False)
-                running[future.key] = item, future
-                completed.add(future)
+    waiting = iter(items)
+    running: dict[Future, Item] = {}
+    completed = as_completed()
+    window = _Window(client)
 
-        try:
-            submit(_WINDOW_PER_THREAD * self.n_threads)
-            for future in completed:
-                item, _ = running.pop(future.key)
-                if future.status != "finished":
-                    error = future.exception()
-                    raise _block_error(item, error) from error
-                yield item, future.result()
-                # Released at once: a result that is still held when its worker dies would be computed again.
-                future.release()
-                submit(1)
-        finally:
-            client.cancel([future for _, future in running.values()])
+    def refill() -> None:
+        for _, item in zip(range(window.size() - len(running)), waiting, strict=False):
+            future = client.submit(function, item, *arguments(item), pure=False)
+            running[future] = item
+            completed.add(future)
+
+    try:
+        refill()
+        for future in completed:
+            item = running.pop(future)
+            yield item, _result(item, future)
+            # Released at once: a result that is still held when its worker dies would be computed again.
+            future.release()
+            refill()
+    finally:
+        if running and client.status == "running":
+            client.cancel(list(running))
+
+
+class _Window:
+    """How many tasks may be in flight, by the worker threads there are."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._counted = -_REFRESH_SECONDS
+        self._size = 0
+
+    def size(self) -> int:
+        if time.monotonic() - self._counted > _REFRESH_SECONDS:
+            # Without a scheduler there is no answer; the futures in flight will tell why.
+            with suppress(OSError, TimeoutError):
+                self._size = _WINDOW_PER_THREAD * max(1, sum(self._client.nthreads().values()))
+            self._counted = time.monotonic()
+        return self._size
+
+
+def _result(item: Item, future: Future) -> Any:
+    if future.status == "finished":
+        return future.result()
+    if future.status != "error":
+        raise ClusterLostError(
+            f"the Dask scheduler is gone (block {item[2:]} is {future.status}); what is finished is kept"
+        )
+    error = future.exception()
+    raise _block_error(item, error) from error
 
 
 def _block_error(item: Item, error: BaseException) -> BlockError:
     t, c, *index = item
-    what = str(error) or type(error).__name__
+    what = _reason(error)
     notes = " ".join(getattr(error, "__notes__", ()))
-    return BlockError(
-        f"block {tuple(index)} of time point {t}, channel {c} failed: {type(error).__name__}: {what} {notes}".rstrip()
-    )
+    return BlockError(f"block {tuple(index)} of time point {t}, channel {c} failed: {what} {notes}".rstrip())
+
+
+def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "KilledWorker":
+        return (
+            "its worker process was killed each time it was tried, most likely for want of memory; use a "
+            "smaller `block_shape`, or fewer workers"
+        )
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,17 +18,19 @@ from chunkrestore.jobs import tasks
 from chunkrestore.jobs.ledger import Item, Ledger
 from chunkrestore.jobs.plan import Pass
 from chunkrestore.jobs.report import Progress, Report, Seam
-from chunkrestore.jobs.runner import Runner
-from chunkrestore.operators.base import LabelOperator, Operator
+from chunkrestore.jobs.runner import Arguments, BlockError, Runner
 from chunkrestore.ome_zarr.pyramid import pyramid_blocks
+from chunkrestore.operators.base import ImageOperator, LabelOperator
 from chunkrestore.stitch.resolution import neighbours, resolve
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
 
-Index = tuple[int, ...]
-Plane = tuple[int, int]
+Index: TypeAlias = tuple[int, ...]
+Plane: TypeAlias = tuple[int, int]
 """Time point and channel."""
+Numbers: TypeAlias = dict[float | str, float]
+"""Percentiles and other numbers of one volume."""
 
 RANGE = (0.1, 99.9)
 """Percentiles that bound the dynamic range to which seam errors are relative."""
@@ -65,24 +68,68 @@ class Stages:
         return self.ledger.folder / "tables"
 
     def run(
-        self, name: str, items: Sequence[Item], function: Callable[..., Any], arguments: Callable[[Item], tuple[Any, ...]]
+        self, name: str, items: Sequence[Item], function: Callable[..., Any], arguments: Arguments
     ) -> dict[Item, Any]:
         """Run `function` on the items that are not finished yet; return what every item reported."""
-        started = time.monotonic()
         results = self.ledger.finished(name)
         todo = [item for item in items if item not in results]
         self.report.n_resumed += len(results)
-        with self.progress.stage(name, len(items), len(results)) as advance:
+        with self._timed(name), self.progress.stage(name, len(items), len(results)) as advance:
             for item, payload in self.runner.map(function, todo, arguments):
                 self.ledger.record(name, item, payload)
                 results[item] = payload
+                self.report.n_done += 1
                 advance()
-        self.report.n_done += len(todo)
-        self._add_seconds(name, started)
         return results
 
+    def statistics(
+        self, source: RegionReader, grid: BlockGrid, planes: Sequence[Plane], needs: frozenset[float | str]
+    ) -> dict[Plane, Numbers]:
+        """Return the numbers `needs` of every plane, each computed over the whole volume.
+
+        Every voxel is read, so what is not finite is found here. Nothing is noted in the ledger.
+
+        Raises
+        ------
+        NonFiniteError
+            If a voxel is NaN or infinite; the message names the block.
+        """
+        items = items_of(grid, planes)
+
+        def collect(
+            name: str, function: Callable[..., Any], arguments: Arguments, add: Any
+        ) -> dict[Plane, Any]:
+            totals: dict[Plane, Any] = {}
+            with self._timed(name), self.progress.stage(name, len(items)) as advance:
+                for item, part in self.runner.map(function, items, arguments):
+                    # Added as they come: the driver holds one summary per plane, not one per block.
+                    plane = item[0], item[1]
+                    totals[plane] = add([totals[plane], part]) if plane in totals else part
+                    advance()
+            return totals
+
+        try:
+            summaries = collect("statistics", tasks.summarize, lambda _: (source, grid), statistics.merge)
+        except BlockError as error:
+            if isinstance(error.__cause__, statistics.NonFiniteError):
+                raise error.__cause__ from None
+            raise
+        wanted = {plane: statistics.refinement(summary, needs) for plane, summary in summaries.items()}
+        refined: dict[Plane, Any] = {}
+        if any(w is not None for w in wanted.values()):
+            refined = collect("refinement", tasks.refine, lambda i: (source, grid, wanted[i[0], i[1]]), sum)
+        return {
+            plane: statistics.values(summary, needs, wanted[plane], refined.get(plane))
+            for plane, summary in summaries.items()
+        }
+
     def image_pass(
-        self, name: str, work: Pass, operators: Mapping[Plane, Sequence[Operator]], source: RegionReader, target: RegionWriter
+        self,
+        name: str,
+        work: Pass,
+        operators: Mapping[Plane, Sequence[ImageOperator]],
+        source: RegionReader,
+        target: RegionWriter,
     ) -> None:
         """Run the image operators of a pass on every block."""
         self.run(
@@ -92,37 +139,43 @@ class Stages:
             lambda item: (source, work.grid, operators[item[0], item[1]], target),
         )
 
-    def seams(
+    def probe_seams(
         self,
         name: str,
         work: Pass,
-        operators: Mapping[Plane, Sequence[Operator]],
-        numbers: Mapping[Plane, Mapping[float | str, float]],
+        operators: Mapping[Plane, Sequence[ImageOperator]],
         source: RegionReader,
-        target: RegionWriter,
+        target: RegionReader,
     ) -> None:
-        """Measure what the block borders nearest to the volume's centre have changed, one per axis."""
-        if not any(hasattr(operator, "tolerance") for operator in work.operators):
-            return
+        """Measure, on the first plane, what the block borders nearest to the volume's centre have changed."""
         plane = next(iter(operators))
-        centres = {(*plane, *centre): axis for axis, centre in _border_centres(work.grid)}
-        found = self.run(
+        self.run(
             name,
-            list(centres),
+            [(*plane, *centre) for centre in _border_centres(work.grid)],
             tasks.probe_seam,
             lambda item: (source, work.grid, operators[plane], target, _PROBE_HALF_WIDTH),
         )
-        low, high = (numbers[plane][p] for p in RANGE)
-        for item, error in found.items():
+
+    def report_seams(self, name: str, work: Pass, numbers: Mapping[Plane, Numbers]) -> None:
+        """Report the probed seams relative to the dynamic range of the pass's input."""
+        axis_of = _border_centres(work.grid)
+        for item, error in self.ledger.finished(name).items():
+            plane, centre = (item[0], item[1]), item[2:]
+            low, high = (numbers[plane][p] for p in RANGE)
             scale = 1 / (high - low) if high > low else 1.0
-            self.report.seams.append(Seam(centres[item], item[2:], error["rms"] * scale, error["max"] * scale))
+            self.report.seams.append(
+                Seam(axis_of[centre], centre, error["rms"] * scale, error["max"] * scale)
+            )
         self.report.seams.sort(key=lambda seam: -seam.rms)
 
     def pyramid(self, name: str, writer: ImageWriter) -> None:
-        """Compute the levels above the full resolution."""
+        """Compute the levels above the full resolution, each from the one below."""
         for level in range(1, writer.n_levels):
-            regions = {(r.t, r.c, i): r for i, r in enumerate(pyramid_blocks(writer, level))}
-            self.run(f"{name}-{level}", list(regions), tasks.downsample, lambda item, r=regions: (writer, r[item]))  # type: ignore[misc]
+            self._pyramid_level(f"{name}-{level}", writer, level)
+
+    def _pyramid_level(self, name: str, writer: ImageWriter, level: int) -> None:
+        regions = {(r.t, r.c, i): r for i, r in enumerate(pyramid_blocks(writer, level))}
+        self.run(name, list(regions), tasks.downsample, lambda item: (writer, regions[item]))
 
     def objects(
         self, work: Pass, operators: Mapping[Plane, LabelOperator], source: RegionReader
@@ -136,43 +189,55 @@ class Stages:
         )
         reaches: dict[Plane, int | None] = {}
         for plane, operator in operators.items():
-            own = {item[2:]: payload for item, payload in detected.items() if item[:2] == plane}
+            own = {item[2:]: detected[item] for item in items_of(work.grid, [plane])}
             known = [payload["reach"] for payload in own.values() if payload["reach"] is not None]
             reaches[plane] = max(known) if known else None
-            self._settle(plane, operator, work.grid, reaches[plane], own)
+            if self.ledger.value(_objects(plane)) is None:
+                self._number(plane, operator, self._settle(plane, operator, work.grid, reaches[plane], own))
+        counts = [self.ledger.value(_objects(plane)) for plane in operators]
+        self.report.n_objects = sum(count["n_objects"] for count in counts)
+        rounds = [count["n_rounds"] for count in counts if count["n_rounds"] is not None]
+        self.report.n_rounds = max(rounds, default=None)
         return reaches
 
     def _settle(
-        self, plane: Plane, operator: LabelOperator, grid: BlockGrid, reach: int | None, detected: Mapping[Index, Any]
-    ) -> None:
+        self,
+        plane: Plane,
+        operator: LabelOperator,
+        grid: BlockGrid,
+        reach: int | None,
+        detected: Mapping[Index, Any],
+    ) -> tuple[dict[Index, Survivors], int | None]:
+        """Return the surviving objects of every block, and in how many rounds they were found."""
         present = {index: Survivors(**payload["survivors"]) for index, payload in detected.items()}
-        if reach is not None:
-            rounds = itertools.count(1)
+        if reach is None:
+            return present, None
+        rounds = itertools.count(1)
 
-            def settle(indices: Sequence[Index], current: Mapping[Index, Survivors]) -> dict[Index, Survivors]:
-                n_round = next(rounds)
-                results = self.run(
-                    f"settle-{plane[0]}.{plane[1]}-{n_round}",
-                    [(*plane, *index) for index in indices],
-                    tasks.settle,
-                    lambda item: (
-                        grid.block(item[2:]),
-                        operator,
-                        self.tables,
-                        {other: current[other].n_round for other in neighbours(grid, item[2:], reach)},
-                        n_round,
-                    ),
-                )
-                return {item[2:]: Survivors(**payload) for item, payload in results.items()}
+        def settle(indices: Sequence[Index], current: Mapping[Index, Survivors]) -> dict[Index, Survivors]:
+            n_round = next(rounds)
+            results = self.run(
+                f"settle-{plane[0]}.{plane[1]}-{n_round}",
+                [(*plane, *index) for index in indices],
+                tasks.settle,
+                lambda item: (
+                    grid.block(item[2:]),
+                    operator,
+                    self.tables,
+                    {other: current[other].n_round for other in neighbours(grid, item[2:], reach)},
+                    n_round,
+                ),
+            )
+            return {item[2:]: Survivors(**payload) for item, payload in results.items()}
 
-            present, n_rounds = resolve(grid, reach, present, settle)
-            self.report.n_rounds = max(self.report.n_rounds or 0, n_rounds)
-        self._number(plane, operator, present)
+        return resolve(grid, reach, present, settle)
 
-    def _number(self, plane: Plane, operator: LabelOperator, present: Mapping[Index, Survivors]) -> None:
-        name = f"objects-{plane[0]}.{plane[1]}"
-        if self.ledger.value(name) is None:
-            started = time.monotonic()
+    def _number(
+        self, plane: Plane, operator: LabelOperator, settled: tuple[Mapping[Index, Survivors], int | None]
+    ) -> None:
+        """Give the objects of a plane their ids."""
+        present, n_rounds = settled
+        with self._timed("number"):
             tables = {
                 index: tasks.load_table(self.tables, f"survivors-{survivors.n_round}", (*plane, *index))
                 for index, survivors in present.items()
@@ -180,60 +245,38 @@ class Stages:
             numbered = operator.number(tables)
             for index, table in numbered.items():
                 tasks.save_table(self.tables, "numbered", (*plane, *index), table)
-            largest = max((int(table["ids"].max(initial=0)) for table in numbered.values()), default=0)
-            self.ledger.decide(name, largest)
-            self._add_seconds("number", started)
-        self.report.n_objects = (self.report.n_objects or 0) + self.ledger.value(name)
+        n_objects = max((int(table["ids"].max(initial=0)) for table in numbered.values()), default=0)
+        self.ledger.decide(_objects(plane), {"n_objects": n_objects, "n_rounds": n_rounds})
 
     def labels_dtype(self, planes: Sequence[Plane]) -> np.dtype[Any]:
         """Return int32, or int64 where the numbers of objects need it."""
-        largest = max(self.ledger.value(f"objects-{t}.{c}") for t, c in planes)
+        largest = max(self.ledger.value(_objects(plane))["n_objects"] for plane in planes)
         return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
 
     def paint(
-        self, work: Pass, operators: Mapping[Plane, LabelOperator], reaches: Mapping[Plane, int | None], source: RegionReader, target: RegionWriter
+        self,
+        work: Pass,
+        operators: Mapping[Plane, LabelOperator],
+        reaches: Mapping[Plane, int | None],
+        source: RegionReader,
+        target: RegionWriter,
     ) -> None:
         """Paint the labels of every block."""
-        self.run(
-            "paint",
-            items_of(work.grid, list(operators)),
-            tasks.paint,
-            lambda item: (source, work.grid, operators[item[0], item[1]], self.tables, reaches[item[0], item[1]], target),
-        )
 
-    def _add_seconds(self, name: str, started: float) -> None:
-        stage = name.split("-")[0]
-        self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + time.monotonic() - started
+        def arguments(item: Item) -> tuple[Any, ...]:
+            plane = item[0], item[1]
+            return source, work.grid, operators[plane], self.tables, reaches[plane], target
 
+        self.run("paint", items_of(work.grid, list(operators)), tasks.paint, arguments)
 
-def volume_statistics(
-    runner: Runner, progress: Progress, source: RegionReader, grid: BlockGrid, planes: Sequence[Plane], needs: frozenset[float | str]
-) -> dict[Plane, dict[float | str, float]]:
-    """Return the numbers `needs` of every plane, each computed over the whole volume.
-
-    Every voxel is read, so NaN and infinite voxels are found here, before anything is written.
-    """
-    items = items_of(grid, planes)
-
-    def collect(name: str, function: Callable[..., Any], arguments: Callable[[Item], tuple[Any, ...]]) -> dict[Plane, list[Any]]:
-        parts: dict[Plane, list[Any]] = {plane: [] for plane in planes}
-        with progress.stage(name, len(items)) as advance:
-            for item, part in runner.map(function, items, arguments):
-                own = parts[item[0], item[1]]
-                # Merged as they come: the driver holds one summary per plane, not one per block.
-                own[:] = [statistics.merge([*own, part]) if function is tasks.summarize else sum([*own, part])]
-                advance()
-        return parts
-
-    summaries = collect("statistics", tasks.summarize, lambda item: (source, grid))
-    wanted = {plane: statistics.refinement(summary, needs) for plane, (summary,) in summaries.items()}
-    refined: dict[Plane, list[Any]] = {plane: [None] for plane in planes}
-    if any(w is not None for w in wanted.values()):
-        refined = collect("refinement", tasks.refine, lambda item: (source, grid, wanted[item[0], item[1]]))
-    return {
-        plane: statistics.values(summary, needs, wanted[plane], refined[plane][0])
-        for plane, (summary,) in summaries.items()
-    }
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the wall time of a stage to the report; numbered stages count as one."""
+        stage, started = name.split("-")[0], time.monotonic()
+        try:
+            yield
+        finally:
+            self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + time.monotonic() - started
 
 
 def items_of(grid: BlockGrid, planes: Sequence[Plane]) -> list[Item]:
@@ -242,15 +285,20 @@ def items_of(grid: BlockGrid, planes: Sequence[Plane]) -> list[Item]:
     return [(*plane, *index) for plane in planes for index in indices]
 
 
-def _border_centres(grid: BlockGrid) -> list[tuple[int, Index]]:
+def _objects(plane: Plane) -> str:
+    """Return under which name the ledger keeps the number of objects of a plane."""
+    return f"objects-{plane[0]}.{plane[1]}"
+
+
+def _border_centres(grid: BlockGrid) -> dict[Index, int]:
     """Return, for every axis with more than one block, the voxel on the border nearest to the volume's centre.
 
-    On the other axes the probe lies in the middle of a block, away from other borders.
+    On the other axes it lies in the middle of a block, away from other borders.
     """
     middle = [(edges[(len(edges) - 1) // 2] + edges[(len(edges) - 1) // 2 + 1]) // 2 for edges in grid.edges]
-    found = []
+    found = {}
     for axis, edges in enumerate(grid.edges):
         if len(edges) > 2:
             border = min(edges[1:-1], key=lambda edge: abs(2 * edge - edges[-1]))
-            found.append((axis, tuple(border if a == axis else m for a, m in enumerate(middle))))
+            found[tuple(border if a == axis else m for a, m in enumerate(middle))] = axis
     return found

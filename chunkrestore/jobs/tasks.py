@@ -20,7 +20,7 @@ from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, build_block
-from chunkrestore.operators.base import ImageOperator, LabelOperator, Table
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, Table
 from chunkrestore.stitch.resolution import concatenate, neighbours
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Index = tuple[int, ...]
 
 
-def chain(operators: Sequence[ImageOperator], core: Slices, shape: Sequence[int], index: Index = ()) -> list[Block]:
+def chain(
+    operators: Sequence[Operator], core: Slices, shape: Sequence[int], index: Index = ()
+) -> list[Block]:
     """Return the block of each operator in a chain that ends on `core`.
 
     The last operator's core is `core`; each operator before it must be valid on all that the next one reads.
@@ -49,10 +51,15 @@ def apply_chain(operators: Sequence[ImageOperator], blocks: Sequence[Block], ima
 
 
 def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.Summary:
-    """Count the voxels of one core."""
+    """Count the voxels of one core; a voxel that is not finite is an error that names the block."""
     t, c, *index = item
-    core = grid.block(index).core
-    return statistics.summarize(source.read(t, c, core))
+    block = grid.block(index)
+    try:
+        return statistics.summarize(source.read(t, c, block.core))
+    except statistics.NonFiniteError as error:
+        stored = dict(zip(source.axes, source.picks, strict=True))
+        place = f"time point {stored.get('t', (0,))[t]}, channel {stored.get('c', (0,))[c]}"
+        raise statistics.NonFiniteError(f"{source.name}, {place}, {block}: {error}") from None
 
 
 def refine(item: Item, source: RegionReader, grid: BlockGrid, wanted: statistics.Refinement) -> np.ndarray:
@@ -61,7 +68,13 @@ def refine(item: Item, source: RegionReader, grid: BlockGrid, wanted: statistics
     return statistics.refine(source.read(t, c, grid.block(index).core), wanted)
 
 
-def process(item: Item, source: RegionReader, grid: BlockGrid, operators: Sequence[ImageOperator], target: RegionWriter) -> None:
+def process(
+    item: Item,
+    source: RegionReader,
+    grid: BlockGrid,
+    operators: Sequence[ImageOperator],
+    target: RegionWriter,
+) -> None:
     """Run a chain of image operators on one block and write its core."""
     t, c, *index = item
     blocks = chain(operators, grid.block(index).core, grid.shape, tuple(index))
@@ -72,7 +85,12 @@ def process(item: Item, source: RegionReader, grid: BlockGrid, operators: Sequen
 
 
 def probe_seam(
-    item: Item, source: RegionReader, grid: BlockGrid, operators: Sequence[ImageOperator], written: RegionReader, half_width: int
+    item: Item,
+    source: RegionReader,
+    grid: BlockGrid,
+    operators: Sequence[ImageOperator],
+    written: RegionReader,
+    half_width: int,
 ) -> dict[str, float]:
     """Compare what was written on both sides of a block border with a result that has no border there.
 
@@ -96,17 +114,27 @@ def _deepened(operator: Any, shape: Sequence[int]) -> Any:
     return replace(operator, depth=tuple(2 * d for d in operator.halo(shape).depth))
 
 
-def detect(item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path) -> dict[str, Any]:
+def detect(
+    item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path
+) -> dict[str, Any]:
     """Find the objects of one core and keep their table on disk."""
     t, c, *index = item
     block = grid.block(index)
     table = operator.detect(source.read(t, c, block.read), block)
     save_table(folder, "detected", item, table)
-    return {"reach": operator.reach([table]), "survivors": _save_survivors(folder, item, operator.survivors(table), 0)}
+    return {
+        "reach": operator.reach([table]),
+        "survivors": _save_survivors(folder, item, operator.survivors(table), 0),
+    }
 
 
 def settle(
-    item: Item, block: Block, operator: LabelOperator, folder: Path, present: Mapping[Index, int], n_round: int
+    item: Item,
+    block: Block,
+    operator: LabelOperator,
+    folder: Path,
+    present: Mapping[Index, int],
+    n_round: int,
 ) -> dict[str, Any]:
     """Decide one block's objects against its neighbours' survivors; `present` tells of which round those are."""
     t, c, *_ = item
@@ -116,7 +144,13 @@ def settle(
 
 
 def paint(
-    item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path, reach: int | None, target: RegionWriter
+    item: Item,
+    source: RegionReader,
+    grid: BlockGrid,
+    operator: LabelOperator,
+    folder: Path,
+    reach: int | None,
+    target: RegionWriter,
 ) -> None:
     """Paint the labels of one core and write them."""
     t, c, *index = item

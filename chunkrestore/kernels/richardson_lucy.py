@@ -3,20 +3,26 @@ r"""Richardson-Lucy deconvolution of one block.
 With image :math:`y`, blur :math:`H`, background :math:`b` and the mask :math:`M` of observed voxels on a
 lattice that may be larger than the image, each iteration is
 
-.. math:: x \leftarrow x \cdot W \cdot H^T\left[\frac{M y}{\max(H x + b, \epsilon)}\right],
-   \qquad W = 1 / H^T M \text{ where } H^T M > 0.01, \text{ else } 0
+.. math::
 
-(Bertero and Boccacci 2005). The transposed blur is the conjugate of the transfer function, never a mirrored
-array, so that nothing moves whatever the point spread function's size and symmetry.
+   x \leftarrow x \left(1 + W \, H^T\left[M \left(\frac{y}{\max(H x + b, \epsilon)} - 1\right)\right]\right),
+   \qquad W = \frac{1}{\max(H^T M, 0.01)}
+
+Where :math:`H^T M > 0.01` this is the iteration of Bertero and Boccacci, :math:`x W H^T[M y / (H x + b)]`,
+written so that what is already right stays exactly as it is. Where almost no light of a voxel outside the
+image reaches an observed voxel, they set :math:`x` to 0; here its step is shortened by
+:math:`H^T M / 0.01` instead, a convex combination of :math:`x` and their step, so that the likelihood still
+never falls. A constant image then stays constant up to its rim (setting to 0 changes corners by 6 to 9 %).
+
+The transposed blur is the conjugate of the transfer function, never a mirrored array, so that nothing moves
+whatever the size and symmetry of the point spread function.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +31,15 @@ from chunkrestore.backend import Array
 from chunkrestore.grid import fast_length
 
 LEAST_WEIGHT = 0.01
-# Lattice voxels that send less than 1 % of their light to observed voxels are not estimated: with a smaller
-# limit, noise at the rim is divided by almost nothing (Bertero and Boccacci 2005; deconwolf uses 0.01 too).
+# Bertero and Boccacci's limit. With 0.003 or less, noise at the rim is divided by almost nothing, and 50
+# accelerated iterations on 60 photons diverge.
 LEAST_BLURRED = 1e-6
 # Floor of the blurred estimate relative to the start value. Rounding of float32 transforms leaves about 1e-7
 # of the largest value, of either sign, where the estimate is zero.
-STRONGEST_SHRINKAGE = 0.5
+STRONGEST_DECREASE = 0.5
+# Momentum at most halves a voxel (it can at most double it, its factor being below 1). Clamping at 0, as is
+# usual, puts out voxels for good: on simulated nuclei (60 and 1000 photons, 20 iterations) it cost 2.2 dB,
+# and one hot voxel emptied a whole dark image.
 
 Borders = Sequence[tuple[bool, bool]]
 """Per axis, whether the image ends at the volume's first and last voxel (as `Block.at_border`)."""
@@ -68,15 +77,13 @@ class Blur:
         A point spread function longer than the lattice wraps around, as periodic convolution demands.
         """
         axes = tuple(axis for axis, p in enumerate(psf.shape) if p > 1) or (psf.ndim - 1,)
-        xp, local = backend.namespace(reference), backend.asarray_like(psf, reference)
-        lengths = [n if axis in axes else 1 for axis, n in enumerate(lattice)]
-        embedded = xp.zeros_like(local[(slice(0, 1),) * psf.ndim])
-        embedded = xp.asarray(xp.broadcast_to(embedded, tuple(lengths)), copy=True)
+        lengths = tuple(n if axis in axes else 1 for axis, n in enumerate(lattice))
+        local, embedded = backend.asarray_like(psf, reference), backend.full(lengths, 0.0, reference)
         runs = (_wrapped_runs(p, n) for p, n in zip(psf.shape, lengths, strict=True))
         for combination in itertools.product(*runs):
             source, target = zip(*combination, strict=True)
             embedded[target] = embedded[target] + local[source]
-        return cls(backend.fft(xp).rfftn(embedded, axes), tuple(lattice), axes)
+        return cls(backend.fft(backend.namespace(reference)).rfftn(embedded, axes), tuple(lattice), axes)
 
     def forward(self, image: Array) -> Array:
         """Return H `image` (float32, shape `lattice`)."""
@@ -127,9 +134,9 @@ def richardson_lucy(
     r"""Deconvolve `image` by Richardson-Lucy iterations from a flat start.
 
     With ``acceleration="heavy-ball"`` iteration k starts from
-    :math:`p = \max(x_k + \tfrac{k-1}{k+2} (x_k - x_{k-1}), 0)` in place of :math:`x_k`: fixed factors, so
-    that blocks agree with the whole volume (factors computed from the data, as Biggs and Andrews do, leave
-    seams that no halo removes).
+    :math:`p = \max(x_k + \tfrac{k-1}{k+2} (x_k - x_{k-1}), x_k / 2)` in place of :math:`x_k`. Its factors
+    are fixed, so that blocks agree with the whole volume (factors computed from the data, as Biggs and
+    Andrews do, leave seams that no halo removes).
 
     Preserves shape and namespace; total light within rounding and what leaves the field of view; a constant
     image. The input is not modified.
@@ -149,7 +156,8 @@ def richardson_lucy(
     background
         Expected intensity without any object (camera offset, stray light), part of the model.
     acceleration
-        ``"heavy-ball"`` or None. About 10 accelerated iterations do the work of 18 plain ones, 20 of 50.
+        ``"heavy-ball"`` or None. On simulated nuclei 10 accelerated iterations did the work of 30 plain
+        ones, 20 of 60; noise grows as fast, so stop earlier.
     at_border
         Per axis, whether `image` begins and ends at the volume's border; everywhere by default.
     blur
@@ -172,15 +180,14 @@ def richardson_lucy(
     .. [3] Bertero, M. and Boccacci, P. (2005). Astron. Astrophys. 437, 369-374.
        doi:10.1051/0004-6361:20052717
     .. [4] Wang, H. and Miller, P. C. (2014). IEEE Trans. Image Process. 23, 848-854 (scaled heavy ball).
-       doi:10.1109/TIP.2013.2291324
     """
     xp = backend.namespace(image)
     lattice = lattice_shape(image.shape, psf.shape, at_border or ((True, True),) * image.ndim)
     blur = blur or Blur.from_psf(psf, lattice, image)
     weights = None if lattice == tuple(image.shape) else _weights(blur, image)
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
-    estimate = _full(image, lattice, start)
-    previous = _full(image, lattice, start) if acceleration else None
+    estimate = backend.full(lattice, start, image)
+    previous = backend.full(lattice, start, image) if acceleration else None
     for k in range(1, iterations + 1):
         if previous is not None and k > 1:
             _extrapolate(estimate, previous, (k - 1) / (k + 2))
@@ -200,16 +207,16 @@ def _iterate(
     spectrum = blur.analyse(ratio)
     del ratio  # before the last transform makes another array of this size
     correction = blur.synthesise(spectrum, adjoint=True)
-    zero = _scalar(estimate, 0.0)
+    zero = backend.full((), 0.0, estimate)
     for slab in backend.slabs(xp, estimate.shape):
         step = correction[slab] if weights is None else correction[slab] * weights[slab]
         estimate[slab] = xp.maximum(estimate[slab] * (1.0 + step), zero)
 
 
 def _divide(image: Array, blurred: Array, background: float, floor: float) -> None:
-    """Replace `blurred` by image / max(blurred + background, floor), and by 0 outside the image."""
+    """Replace `blurred` by image / max(blurred + background, floor) - 1, and by 0 outside the image."""
     xp = backend.namespace(blurred)
-    least = _scalar(blurred, floor)
+    least = backend.full((), floor, blurred)
     for slab in backend.slabs(xp, image.shape):
         region = (slab[0], *_corner(image.shape)[1:])
         observed = xp.astype(image[slab], xp.float32, copy=False)
@@ -219,21 +226,20 @@ def _divide(image: Array, blurred: Array, background: float, floor: float) -> No
 
 
 def _extrapolate(estimate: Array, previous: Array, factor: float) -> None:
-    """Replace `previous` by max(estimate + factor * (estimate - previous), STRONGEST_SHRINKAGE * estimate)."""
+    """Replace `previous` by the estimate moved on by `factor` times its last change, limited downwards."""
     xp = backend.namespace(estimate)
     for slab in backend.slabs(xp, estimate.shape):
         now = estimate[slab]
-        ahead = now + factor * (now - previous[slab])
-        previous[slab] = xp.maximum(ahead, STRONGEST_SHRINKAGE * now)
+        previous[slab] = xp.maximum(now + factor * (now - previous[slab]), STRONGEST_DECREASE * now)
 
 
 def _weights(blur: Blur, image: Array) -> Array:
-    """Return W: the share of light that lattice voxels send to `image`, inverted; 0 where almost none."""
+    """Return W: 1 / the share of its light that each lattice voxel sends to `image`, limited."""
     xp = backend.namespace(image)
-    mask = _full(image, blur.lattice, 0.0)
+    mask = backend.full(blur.lattice, 0.0, image)
     mask[_corner(image.shape)] = 1.0
     weights = blur.adjoint(mask)
-    least = _scalar(weights, LEAST_WEIGHT)
+    least = backend.full((), LEAST_WEIGHT, weights)
     for slab in backend.slabs(xp, weights.shape):
         weights[slab] = 1.0 / xp.maximum(weights[slab], least)
     return weights
@@ -241,19 +247,3 @@ def _weights(blur: Blur, image: Array) -> Array:
 
 def _corner(shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(0, n) for n in shape)
-
-
-def _full(reference: Array, shape: Sequence[int], value: float) -> Array:
-    xp = backend.namespace(reference)
-    return xp.full(tuple(shape), value, dtype=xp.float32, device=_device(reference))
-
-
-def _scalar(reference: Array, value: float) -> Array:
-    """Return `value` as a float32 array without axes: all that every namespace accepts beside an array."""
-    return _full(reference, (), value)
-
-
-def _device(reference: Array) -> Any:
-    import array_api_compat
-
-    return array_api_compat.device(reference)

@@ -42,6 +42,9 @@ BORDER = 2
 SMALLEST_DIST = np.float32(1e-3)
 """StarDist's lower limit for distances; flatter shapes are degenerate for Qhull."""
 
+_STEP_ELEMENTS = 2**18
+"""Shapes times faces whose bounds are computed together: temporaries of some 20 MiB."""
+
 SLACK = 3
 """Voxels by which StarDist's rounding of vertices to integers may bring two shapes closer together."""
 
@@ -242,14 +245,14 @@ def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArra
         return kept0.copy()
     n_own = len(kept0)
     rows = _join(own, _in_touch(own, others, rays))
-    rank, shapes = ranks(rows), _Spheres(rows["points"], rays.radii(rows["dist"]))
+    rank, shapes = ranks(rows), _Shapes.of(rows, rays, nms_thresh)
     stands = np.concatenate([kept0, np.ones(len(rank) - n_own, bool)])
     is_own = np.arange(len(rank)) < n_own
-    open_rows, threatened = shapes.touching(np.flatnonzero(~is_own), np.flatnonzero(stands & is_own))
+    open_rows, threatened = shapes.pairs(np.flatnonzero(~is_own), np.flatnonzero(stands & is_own))
     open_rows = np.unique(open_rows[rank[open_rows] < rank[threatened]])
     while len(open_rows):
         stands[open_rows] = False
-        near = np.unique(shapes.touching(open_rows, np.flatnonzero(stands))[1])
+        near = np.unique(shapes.pairs(open_rows, np.flatnonzero(stands))[1])
         part = np.concatenate([open_rows, near])
         survives = suppress({key: column[part] for key, column in rows.items()}, rays, nms_thresh)
         # No open row can make a better one fall; said explicitly, the loop ends even if rounding errs.
@@ -258,7 +261,7 @@ def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArra
         fell = near[~survives[len(open_rows) :]]
         took_part = np.zeros(len(rank), bool)
         took_part[part] = True
-        cause, freed = shapes.touching(fell, np.flatnonzero(~stands & ~took_part))
+        cause, freed = shapes.pairs(fell, np.flatnonzero(~stands & ~took_part))
         open_rows = np.unique(freed[rank[freed] > rank[cause]])
     return stands[:n_own]
 
@@ -277,16 +280,31 @@ def _in_touch(own: Rows, others: Rows, rays: Rays) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Spheres:
-    """Spheres around shapes: only shapes whose spheres touch can overlap."""
+class _Shapes:
+    """Bounds on the shapes of a table, and which pairs of shapes they allow to suppress each other."""
 
     points: npt.NDArray[np.int64]
     radii: npt.NDArray[np.float64]
+    boxes: npt.NDArray[np.float64]
+    """(n, 2, ndim): first and last corner, rounded as StarDist rounds them."""
+    contents: npt.NDArray[np.float64]
+    """Volumes or areas."""
+    nms_thresh: float
 
-    def touching(
+    @classmethod
+    def of(cls, rows: Rows, rays: Rays, nms_thresh: float) -> _Shapes:
+        step = max(1, _STEP_ELEMENTS // max(len(rays.faces), len(rays)))
+        bounds = [
+            _bounds(rays, rows["dist"][i : i + step], rows["points"][i : i + step])
+            for i in range(0, len(rows["dist"]), step)
+        ]
+        boxes, contents = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
+        return cls(rows["points"], rays.radii(rows["dist"]), boxes, contents, nms_thresh)
+
+    def pairs(
         self, rows: npt.NDArray[np.intp], among: npt.NDArray[np.intp]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Return all pairs of one of `rows` and one of `among` whose spheres touch."""
+        """Return all pairs of one of `rows` and one of `among` that may overlap by more than the threshold."""
         if not len(rows) or not len(among):
             return np.empty(0, np.intp), np.empty(0, np.intp)
         tree = cKDTree(self.points[among])
@@ -294,6 +312,26 @@ class _Spheres:
         found = tree.query_ball_point(self.points[rows], limits, return_sorted=False)
         a = np.repeat(rows, [len(near) for near in found])
         b = among[np.concatenate([np.asarray(near, np.intp) for near in found])]
-        distance = np.linalg.norm(self.points[a] - self.points[b], axis=-1)
-        touches = distance <= self.radii[a] + self.radii[b] + SLACK
-        return a[touches], b[touches]
+        common = np.minimum(self.boxes[a, 1], self.boxes[b, 1]) - np.maximum(self.boxes[a, 0], self.boxes[b, 0])
+        largest = np.maximum(common, 0).prod(axis=-1)
+        possible = largest >= 0.999 * self.nms_thresh * np.minimum(self.contents[a], self.contents[b])
+        return a[possible], b[possible]
+
+
+def _bounds(
+    rays: Rays, dist: npt.NDArray[np.float32], points: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return boxes and contents of shapes, as far as StarDist's decisions depend on them.
+
+    In 3-D it never suppresses a pair whose boxes, with corners rounded to integers, have no more than the
+    threshold in common. In 2-D it cuts vertices to integers and computes the overlap of what results.
+    """
+    outlines = rays.outlines(dist, points)
+    if len(rays.faces):
+        boxes = np.stack([np.rint(outlines.min(axis=1)), np.rint(outlines.max(axis=1))], axis=1)
+        a, b, c = np.moveaxis((dist[..., np.newaxis] * rays.vertices)[:, rays.faces].astype(np.float64), 2, 0)
+        return boxes.astype(np.float64), np.abs((np.cross(b, c) * a).sum(axis=(1, 2))) / 6
+    vertices = np.trunc(outlines.astype(np.float64))
+    boxes = np.stack([vertices.min(axis=1), vertices.max(axis=1) + 1], axis=1)
+    (y, x), (y1, x1) = np.moveaxis(vertices, 2, 0), np.moveaxis(np.roll(vertices, -1, axis=1), 2, 0)
+    return boxes, np.abs((x * y1 - y * x1).sum(axis=-1)) / 2

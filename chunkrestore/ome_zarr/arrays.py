@@ -208,7 +208,8 @@ class RegionReader:
         )
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return type(self).__name__, self.store, self.array_path, self.digest, str(self.picks)
+        # An array that was written anew under the same path must not be mistaken for the old one.
+        return type(self).__name__, self.name, self.digest, stores.stamp(self.name), str(self.picks)
 
     _mode: ClassVar[str] = "r"
 

@@ -106,7 +106,7 @@ def create_labels(
     multiscale = {**with_levels(multiscale, plans, letters, method), "name": name}
     ome = {"multiscales": [multiscale], "image-label": {"source": {"image": "../../"}}}
     _claim(root, path, storage, overwrite=overwrite)
-    return LabelsWriter.create(path, lengths, kind, plans, (ome, {}), storage, method)
+    return LabelsWriter.create(path, lengths, kind, plans, (ome, {}), storage)
 
 
 def write_labels(

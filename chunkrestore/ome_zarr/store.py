@@ -182,6 +182,12 @@ def exists(path: str) -> bool:
     return Path(path).exists()
 
 
+def stamp(folder: str) -> int | None:
+    """Return when the documents of the array at `folder` were written, in nanoseconds."""
+    paths = (Path(folder, key) for key in ("zarr.json", ".zarray"))
+    return next((p.stat().st_mtime_ns for p in paths if p.exists()), None)
+
+
 def same(first: str, second: str) -> bool:
     """Return whether two locations are the same place."""
     return Path(first).resolve() == Path(second).resolve()

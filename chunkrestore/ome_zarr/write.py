@@ -101,7 +101,7 @@ def create_image(
     ome["omero"] = carry_channels(letters, lengths, source, channels, windows=keep_windows)
     ome["multiscales"] = [with_levels(multiscale, plans, letters, "mean")]
     _claim(path, storage, plans, overwrite=overwrite)
-    return ImageWriter.create(path, lengths, kind, plans, (ome, others), storage, "mean")
+    return ImageWriter.create(path, lengths, kind, plans, (ome, others), storage)
 
 
 def write_image(

@@ -117,9 +117,14 @@ class ImageWriter:
 
     @classmethod
     def create(
-        cls, path: str, shape: Sequence[int], dtype: np.dtype[Any], plans: Sequence[LevelPlan],
-        document: tuple[Json, Json], storage: Storage, method: str,
-    ) -> Self:  # fmt: skip
+        cls,
+        path: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        plans: Sequence[LevelPlan],
+        document: tuple[Json, Json],
+        storage: Storage,
+    ) -> Self:
         """Create the arrays of a new group and mark it as unfinished.
 
         Parameters
@@ -132,21 +137,21 @@ class ImageWriter:
             Spatial shape of every level.
         document
             OME attributes with all levels, and other attributes.
-        storage, method
-            How arrays are stored, and how levels derive from each other.
+        storage
+            How arrays are stored.
         """
         ome, others = document
-        names = [axis["name"] for axis in ome["multiscales"][0]["axes"]]
-        paths = [entry["path"] for entry in ome["multiscales"][0]["datasets"]]
-        lead = tuple(shape[: len(shape) - len(plans[0].shape)])
-        layouts = [level_chunks(plan.shape, storage.chunks, storage.shards) for plan in plans]
+        multiscale = ome["multiscales"][0]
+        paths = [entry["path"] for entry in multiscale["datasets"]]
         mark_unfinished(path, storage.zarr_format, {"state": "creating", "levels": paths})
-        for member, plan, layout in zip(paths, plans, layouts, strict=True):
-            _create_array(stores.join(path, member), lead, plan.shape, layout, dtype, names, storage)
+        lead = tuple(shape[: len(shape) - len(plans[0].shape)])
+        for member, plan in zip(paths, plans, strict=True):
+            names = [axis["name"] for axis in multiscale["axes"]]
+            _create_array(stores.join(path, member), lead, plan.shape, dtype, names, storage)
         state = {
             "state": "writing",
             "version": storage.version,
-            "method": method,
+            "method": multiscale["type"],
             "levels": paths,
             "factors": [list(plan.factors) for plan in plans],
             "publish": metadata.unite(ome, others, storage.version),
@@ -216,13 +221,18 @@ def refresh_consolidated(path: str) -> None:
 
 
 def _create_array(
-    path: str, lead: Sequence[int], shape: Sequence[int], layout: tuple[Any, Any], dtype: np.dtype[Any],
-    names: list[str], storage: Storage,
-) -> None:  # fmt: skip
+    path: str,
+    lead: Sequence[int],
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    names: list[str],
+    storage: Storage,
+) -> None:
+    """Create one level: `lead` are its lengths on the time and channel axes, `shape` those in space."""
     import zarr
 
     ones = (1,) * len(lead)
-    chunks, shards = layout
+    chunks, shards = level_chunks(shape, storage.chunks, storage.shards)
     level = COMPRESSIONS[storage.compression]
     options: dict[str, Any]
     if storage.zarr_format == 2:

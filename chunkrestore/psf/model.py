@@ -63,7 +63,7 @@ def gaussian(
     if tail:
         broad_sigma = _widths("tail_sigma", [3 * s for s in core_sigma] if tail_sigma is None else tail_sigma)
         if len(broad_sigma) != len(core_sigma):
-            raise ValueError(f"`tail_sigma` {broad_sigma} must have one number per axis of `sigma` {core_sigma}")
+            raise ValueError(f"`tail_sigma` {broad_sigma} needs one number per axis of `sigma` {core_sigma}")
     radius = [math.ceil(truncate * max(pair)) for pair in zip(core_sigma, broad_sigma, strict=True)]
     psf = (1 - tail) * _separable_gaussian(core_sigma, radius)
     if tail:
@@ -74,7 +74,7 @@ def gaussian(
 def _widths(name: str, values: Sequence[float]) -> tuple[float, ...]:
     widths = tuple(float(value) for value in values)
     if not widths or not all(math.isfinite(width) and width >= 0 for width in widths):
-        raise ValueError(f"`{name}` must hold one finite number of voxels, at least 0, per axis; got {widths}")
+        raise ValueError(f"`{name}` needs one finite number of voxels, at least 0, per axis; got {widths}")
     return widths
 
 

@@ -54,8 +54,8 @@ def check_psf(psf: npt.ArrayLike, ndim: int | None = None) -> None:
         raise ValueError(f"`psf` is empty (shape {array.shape}); pass at least one voxel per axis")
     if not np.isfinite(array).all():
         raise ValueError(
-            f"`psf` holds {int((~np.isfinite(array)).sum())} NaN or infinite values; replace them, for instance "
-            "by numpy.nan_to_num(psf)"
+            f"`psf` holds {int((~np.isfinite(array)).sum())} NaN or infinite values; replace them, for "
+            "instance by numpy.nan_to_num(psf)"
         )
     if array.min() < 0:
         raise ValueError(
@@ -125,7 +125,8 @@ def read_psf(path: str | os.PathLike[str], ndim: int | None = None) -> npt.NDArr
     }
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise ValueError(f'`psf` file "{file}" is not of a supported kind; use one of {", ".join(sorted(readers))}')
+        supported = ", ".join(sorted(readers))
+        raise ValueError(f'`psf` file "{file}" is not of a supported kind; use one of {supported}')
     if not file.is_file():
         raise FileNotFoundError(f'`psf` file "{file}" does not exist')
     try:

@@ -1,0 +1,336 @@
+"""One call of `chunkrestore.run`, checked: what its outputs are, and the order of its stages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chunkrestore.jobs.ledger import digest
+from chunkrestore.jobs.plan import Pass, Plan
+from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
+from chunkrestore.ome_zarr import (
+    ImageWriter,
+    LabelsWriter,
+    OmeZarrImage,
+    RegionReader,
+    clean_partial,
+    create_image,
+    create_labels,
+    open_image,
+    open_writer,
+)
+from chunkrestore.ome_zarr.read import label_names
+from chunkrestore.ome_zarr.writer import unfinished_state
+from chunkrestore.operators.base import Operator
+
+_LIBRARIES = ("chunkrestore", "numpy", "scipy", "tensorflow", "csbdeep", "stardist")
+"""Libraries whose version can change the numbers."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with which image, and where the results go."""
+
+    plan: Plan
+    """Passes and blocks."""
+    image: OmeZarrImage
+    """Input, cut to what is processed."""
+    output: Path
+    """Store to write, absolute: workers may run in other folders."""
+    label_name: str
+    """Name of the labels, if there is a label pass."""
+    version: str
+    """OME-Zarr version of a new store."""
+
+    @property
+    def image_passes(self) -> tuple[Pass, ...]:
+        """The passes that write images."""
+        return tuple(p for p in self.plan.passes if not p.makes_labels)
+
+    @property
+    def label_pass(self) -> Pass | None:
+        """The pass that writes labels, which is the last one."""
+        return self.plan.passes[-1] if self.plan.passes[-1].makes_labels else None
+
+    @property
+    def name(self) -> str:
+        """Name of the job among those that write to the same store: what it makes there."""
+        return "image" if self.image_passes else f"labels-{self.label_name}"
+
+    @property
+    def planes(self) -> list[Plane]:
+        """Time points and channels."""
+        return [(t, c) for t in range(self.plan.n_timepoints) for c in range(self.plan.n_channels)]
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what identifies the result."""
+        source = self.image.source(0).identity() | {"attributes_sha256": digest(self.image.attributes)}
+        return {
+            "schema": 1,
+            "input": source,
+            "output": {"labels": self.label_name if self.label_pass else None, "version": self.version},
+            "passes": [p.describe() for p in self.plan.passes],
+            "versions": versions(),
+        }
+
+    def check_output(self, *, overwrite: bool) -> None:
+        """Raise if the results cannot be written where they should go; nothing is touched.
+
+        Raises
+        ------
+        FileExistsError
+            If something exists that would have to be replaced, and `overwrite` is not set.
+        ValueError
+            If what exists is not for this job to replace, or to add labels to.
+        """
+        if self.version not in ("0.4", "0.5"):
+            raise ValueError(f"`version` {self.version!r} cannot be written; use '0.4' or '0.5'")
+        if self.output.is_file():
+            raise ValueError(f"`output` {self.output} is a file; give the path of an OME-Zarr")
+        if self.label_pass is not None and not re.fullmatch(
+            r"(?!__)[\w-][\w. -]*", self.label_name, re.ASCII
+        ):
+            raise ValueError(
+                f"`label_name` {self.label_name!r} must be made of letters, digits, '_', '-', '.' and spaces"
+            )
+        if self.image_passes:
+            self._check_image_output(overwrite)
+        else:
+            self._check_labels_output(overwrite)
+
+    def _check_image_output(self, overwrite: bool) -> None:
+        if _same(self.output, self.image.path):
+            raise ValueError(f"`output` {self.output} is the input; give another store")
+        if _is_free(self.output):
+            return
+        if not (is_image(self.output) or unfinished_state(str(self.output))):
+            raise ValueError(f"`output` {self.output} exists and is no OME-Zarr image; give another store")
+        if not overwrite:
+            raise FileExistsError(f"`output` {self.output} exists; give another store or pass `overwrite`")
+
+    def _check_labels_output(self, overwrite: bool) -> None:
+        if not (
+            _is_free(self.output) or _same(self.output, self.image.path) or label_names(str(self.output))
+        ):
+            target = open_image(self.output)
+            if target.spatial_shape != self.plan.shape:
+                raise ValueError(
+                    f"`output` {self.output} has shape {target.spatial_shape} but the labels have "
+                    f"{self.plan.shape}; labels belong to an image of their own shape"
+                )
+        if (self.output / "labels" / self.label_name).exists() and not overwrite:
+            raise FileExistsError(
+                f"labels {self.label_name!r} exist in {self.output}; give another `label_name` or pass `overwrite`"
+            )
+
+    def numbers(self, stages: Stages, position: int, source: RegionReader) -> dict[Plane, Numbers]:
+        """Compute what a pass needs to know of its whole input."""
+        work = self.plan.passes[position]
+        needs = work.needs | (set(RANGE) if _probes_seams(work) else set())
+        # A float image is read once before anything is written, since it may hold NaN; our own results do not.
+        if not needs and (position > 0 or source.dtype.kind != "f"):
+            return {plane: {} for plane in self.planes}
+        return stages.statistics(source, work.grid, self.planes, needs)
+
+    def operators(self, position: int, numbers: Mapping[Plane, Numbers]) -> dict[Plane, tuple[Any, ...]]:
+        """Return the operators of a pass for every plane, with the numbers of its volume filled in."""
+        first, *others = self.plan.passes[position].operators
+        return {
+            plane: (first.resolve(of_plane) if first.needs else first, *others)
+            for plane, of_plane in numbers.items()
+        }
+
+    def execute(self, stages: Stages, *, overwrite: bool) -> None:
+        """Do all stages that are not done yet."""
+        for position in range(len(self.image_passes)):
+            self._image(stages, position, overwrite=overwrite)
+        if self.label_pass is not None:
+            self._labels(stages, self.label_pass, overwrite=overwrite)
+
+    def _image(self, stages: Stages, position: int, *, overwrite: bool) -> None:
+        """Do one pass of image operators."""
+        work, path = self.plan.passes[position], self._path(stages, position)
+        numbers = self._decided_numbers(stages, position)
+        operators = self.operators(position, numbers)
+        _report_operators(stages, operators)
+        is_last = position == len(self.image_passes) - 1
+        writer = _writer(
+            stages,
+            f"image-{position}",
+            path,
+            lambda: create_image(
+                path,
+                shape=self.image.shape,
+                dtype=np.float32,
+                like=self.image,
+                chunks=work.chunks,
+                levels=None if is_last else 1,
+                version=self.version,
+                overwrite=overwrite,
+            ),
+        )
+        if writer is not None:
+            source, target = self._source(stages, position), writer.target(0)
+            stages.image_pass(f"blocks-{position}", work, operators, source, target)
+            if _probes_seams(work):
+                stages.probe_seams(f"seams-{position}", work, operators, source, target)
+            stages.pyramid(f"pyramid-{position}", writer)
+        stages.report_seams(f"seams-{position}", work, numbers)
+        if writer is not None:
+            self._publish(stages, f"image-{position}", writer)
+        if is_last:
+            stages.report.outputs.append(str(self.output))
+        if position > 0:
+            shutil.rmtree(self._path(stages, position - 1), ignore_errors=True)
+
+    def _labels(self, stages: Stages, work: Pass, *, overwrite: bool) -> None:
+        """Do the label pass."""
+        position = len(self.plan.passes) - 1
+        operators = {
+            plane: group[0]
+            for plane, group in self.operators(position, self._decided_numbers(stages, position)).items()
+        }
+        _report_operators(stages, {plane: (operator,) for plane, operator in operators.items()})
+        source = self._source(stages, position)
+        reaches = stages.objects(work, operators, source)
+        path = self.output / "labels" / self.label_name
+        writer = _writer(
+            stages,
+            "labels",
+            path,
+            lambda: create_labels(
+                self.output,
+                self.label_name,
+                dtype=stages.labels_dtype(self.planes),
+                like=None if self.image_passes else self.image,
+                # One channel's objects are not objects of a channel: the axis goes, unless it is needed.
+                axes=self.image.axes if self.plan.n_channels > 1 else None,
+                chunks=work.chunks,
+                version=self.version if _is_free(self.output) else None,
+                overwrite=overwrite,
+            ),
+        )
+        if writer is not None:
+            stages.paint(work, operators, reaches, source, writer.target(0))
+            stages.pyramid("labels_pyramid", writer)
+            self._publish(stages, "labels", writer)
+        elif self.label_name not in label_names(str(self.output)):
+            _list_labels(path)
+        stages.report.outputs.append(str(path))
+
+    def _path(self, stages: Stages, position: int) -> Path:
+        """Return the store that an image pass writes: the output, or scratch in the job's folder."""
+        if position == len(self.image_passes) - 1:
+            return self.output
+        return stages.ledger.folder / "scratch" / f"pass-{position}.ome.zarr"
+
+    def _source(self, stages: Stages, position: int) -> RegionReader:
+        """Return a handle on what a pass reads."""
+        return (
+            self.image.source(0) if position == 0 else open_image(self._path(stages, position - 1)).source(0)
+        )
+
+    def _decided_numbers(self, stages: Stages, position: int) -> dict[Plane, Numbers]:
+        """Return the numbers of a pass, computed once per job."""
+        name = f"numbers-{position}"
+        if stages.ledger.value(name) is None:
+            note_numbers(stages, position, self.numbers(stages, position, self._source(stages, position)))
+        # JSON has no keys that are not strings, so they are kept as lists.
+        return {(t, c): dict(items) for t, c, items in stages.ledger.value(name)}
+
+    def _publish(self, stages: Stages, name: str, writer: ImageWriter) -> None:
+        """Make an output visible, as the last act."""
+        content = stages.report.content()
+        # An output that is published must never be ahead of the journal, whatever fails.
+        stages.ledger.sync()
+        writer.publish(
+            {key: content[key] for key in ("operators", "seams", "versions")}
+            | {"input": self.image.source(0).identity()}
+        )
+        stages.ledger.decide(f"published-{name}", True)
+
+
+def note_numbers(stages: Stages, position: int, numbers: Mapping[Plane, Numbers]) -> None:
+    """Note the numbers of a pass in the ledger."""
+    stages.ledger.decide(
+        f"numbers-{position}", [[*plane, list(of_plane.items())] for plane, of_plane in numbers.items()]
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that make the numbers."""
+    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a finished OME-Zarr image lies at `path`."""
+    try:
+        open_image(path)
+    except (ValueError, FileNotFoundError):
+        return False
+    return True
+
+
+def _writer(stages: Stages, name: str, path: Path, create: Callable[[], ImageWriter]) -> ImageWriter | None:
+    """Return the writer of an output, made or opened again; None if the output is published already."""
+    ledger = stages.ledger
+    if ledger.value(f"published-{name}"):
+        return None
+    if not ledger.value(f"created-{name}"):
+        writer = create()
+        ledger.decide(f"created-{name}", True)
+        return writer
+    if is_image(path):
+        # The job was killed after it had published, before it could note so.
+        return None
+    clean_partial(path)
+    return open_writer(path)
+
+
+def _list_labels(path: Path) -> None:
+    """List labels that the job had published, but not listed yet, when it was killed."""
+    labels = open_image(path)
+    LabelsWriter(
+        path=labels.path,
+        version=labels.version,
+        targets=(),
+        factors=(),
+        method="",
+        document=labels.attributes,
+    ).publish()
+
+
+def _is_free(path: Path) -> bool:
+    """Return whether nothing lies at `path`, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _same(a: Path, b: str) -> bool:
+    return a.resolve() == Path(b).resolve()
+
+
+def _probes_seams(work: Pass) -> bool:
+    """Return whether an operator of the pass makes seams that are small and not nil."""
+    return any(hasattr(operator, "tolerance") for operator in work.operators)
+
+
+def _report_operators(stages: Stages, operators: Mapping[Plane, Sequence[Operator]]) -> None:
+    stages.report.operators += [
+        {"timepoint": t, "channel": c} | dict(operator.describe())
+        for (t, c), group in operators.items()
+        for operator in group
+    ]
