@@ -6,6 +6,7 @@ processed by `chunkrestore.run`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +170,10 @@ def percentiles(image: da.Array | np.ndarray, q: Sequence[float] = (1.0, 99.8)) 
 
 def _apply(operator: ImageOperator | LabelOperator, image: Any, axes: str | None) -> Any:
     axes = axes or _DEFAULT_AXES.get(image.ndim, "")
-    if len(axes) != image.ndim or not axes.endswith("yx") or list(axes) != sorted(axes, key="tczyx".find):
+    if len(axes) != image.ndim or not re.fullmatch("t?c?z?yx", axes):
         raise ValueError(
-            f"`axes` {axes!r} must be a subset of 'tczyx' in that order, one per axis of {image.shape}"
+            f"`axes` {axes!r} must be a subset of 'tczyx' in that order, ending in 'yx', with one letter per "
+            f"axis of an image of shape {image.shape}"
         )
     if hasattr(image, "dask"):
         from chunkrestore.lazy import apply_image, apply_labels

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chunkrestore.cluster import Cluster, connect
+from chunkrestore.grid import BlockGrid
 from chunkrestore.metrics import match_instances, psnr, same_instances, seam_error
 from chunkrestore.ome_zarr import OmeZarrImage, open_image, write_image, write_labels
 
@@ -223,7 +224,7 @@ def _say_seams(scene: Scene, lucy: Any, report: Report, say: Any) -> None:
     """Compare with results computed in one piece."""
     from chunkrestore import deconvolve, restore, segment
 
-    grid = [range(0, n + 1, b) for n, b in zip(SHAPE, BLOCK, strict=True)]
+    grid = BlockGrid.regular(SHAPE, BLOCK)
     whole = deconvolve(scene.raw, lucy.psf, iterations=lucy.iterations, background=lucy.background)
     error = seam_error(scene.deconvolved, whole, grid)
     say(

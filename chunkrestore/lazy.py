@@ -66,8 +66,12 @@ def apply_labels(operator: LabelOperator, image: da.Array, axes: str) -> da.Arra
 def lazy_statistics(image: da.Array, needs: Iterable[float | str]) -> Any:
     """Return a delayed mapping of the numbers `needs` of a whole dask array, exact for any chunking."""
     needs = tuple(needs)
-    blocks = list(image.to_delayed().ravel())
-    summary = _tree(dask.delayed(statistics.merge), [dask.delayed(statistics.summarize)(b) for b in blocks])
+    chunks = image.to_delayed()
+    blocks = list(chunks.ravel())
+    summaries = [
+        dask.delayed(_summarize)(b, i) for b, i in zip(blocks, np.ndindex(chunks.shape), strict=True)
+    ]
+    summary = _tree(dask.delayed(statistics.merge), summaries)
     if np.dtype(image.dtype).kind != "f" or not (set(needs) - {"mean", "minimum", "maximum"}):
         return dask.delayed(statistics.values)(summary, needs)
     wanted = dask.delayed(statistics.refinement)(summary, needs)
@@ -181,8 +185,17 @@ def _resolve(operator: Operator, numbers: Mapping[float | str, float]) -> Operat
     return operator.resolve(numbers)
 
 
+def _summarize(image: Any, index: tuple[int, ...]) -> statistics.Summary:
+    try:
+        return statistics.summarize(image)
+    except statistics.NonFiniteError as error:
+        raise statistics.NonFiniteError(f"chunk {index}: {error}") from None
+
+
 def _run_image(operator: ImageOperator, block: Block, image: Any) -> Any:
-    return operator(image, block)[block.trim]
+    result = operator(image, block)
+    # A view of the core would keep the halo in memory as well.
+    return result if result.shape == block.core_shape else result[block.trim].copy()
 
 
 def _run_detect(operator: LabelOperator, block: Block, image: Any) -> Table:

@@ -492,6 +492,12 @@ def test_consolidated_metadata_is_brought_up_to_date(tmp_path, version):
     zarr.consolidate_metadata(path.parent / "b.zarr")
     write_image(values("zyx"), path.parent / "b.zarr", axes="zyx", version=version, overwrite=True)
     assert zarr.open_group(path.parent / "b.zarr")["0"].ndim == 3
+    plate = tmp_path / "plate.zarr"
+    zarr.create_group(plate, zarr_format=2 if version == "0.4" else 3)
+    zarr.consolidate_metadata(plate)
+    write_image(values("yx"), plate / "field", axes="yx", version=version)
+    field = dict(zarr.open_consolidated(plate)["field"].attrs)
+    assert "multiscales" in (field["ome"] if version == "0.5" else field)
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,7 @@ def _iterate(
 ) -> None:
     """Multiply `estimate` in place by the correction that one iteration gives."""
     xp = backend.namespace(estimate)
-    spectrum = blur.analyse(estimate)
-    ratio = blur.synthesise(spectrum)
+    ratio = blur.forward(estimate)
     _divide(image, ratio, background, floor)
     spectrum = blur.analyse(ratio)
     del ratio  # before the last transform makes another array of this size

@@ -320,5 +320,7 @@ def _whole_number(name: str, value: Any, *, least: int) -> int:
 def _depth(depth: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     values = tuple(depth) if isinstance(depth, Sequence | np.ndarray) else (depth,) * ndim
     if len(values) != ndim:
-        raise ValueError(f"`depth` {values} must be one number, or one per axis of the {ndim}-dimensional `psf`")
+        raise ValueError(
+            f"`depth` {values} must be one number, or one per axis of the {ndim}-dimensional `psf`"
+        )
     return tuple(_whole_number("depth", value, least=0) for value in values)
