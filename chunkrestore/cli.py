@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,32 +18,38 @@ INTERRUPTED = 75
 """Exit status of a job that can be resumed (EX_TEMPFAIL)."""
 
 
-class Axes(click.ParamType):
-    """Whole numbers for the spatial axes, ``z,y,x`` or ``y,x``."""
+class Numbers(click.ParamType):
+    """Numbers for the spatial axes, ``z,y,x`` or ``y,x``."""
 
     name = "z,y,x"
 
+    def __init__(self, kind: type[int] | type[float] = int) -> None:
+        self.kind = kind
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a tuple of integers."""
+        """Return a tuple of numbers."""
         if isinstance(value, tuple):
             return value
         try:
-            numbers = tuple(int(part) for part in value.split(","))
+            numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers such as 64,128,128", param, ctx)
+            what = "whole numbers such as 64,128,128" if self.kind is int else "numbers such as 2,0.5,0.5"
+            self.fail(f"{value!r} is not a list of {what}", param, ctx)
         if len(numbers) not in (2, 3) or min(numbers) < 0:
             self.fail(f"{value!r} must have one number for each of z,y,x (or y,x), none negative", param, ctx)
         return numbers
 
 
-class Depth(Axes):
+class Depth(Numbers):
     """One whole number for all axes, or one per axis."""
 
     name = "n or z,y,x"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return an integer or a tuple of integers."""
-        return int(value) if isinstance(value, str) and value.isdecimal() else super().convert(value, param, ctx)
+        return (
+            int(value) if isinstance(value, str) and value.isdecimal() else super().convert(value, param, ctx)
+        )
 
 
 class Region(click.ParamType):
@@ -54,9 +62,12 @@ class Region(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple((int(a), int(b)) for a, b in (part.split(":") for part in value.split(",")))
+            ranges = tuple((int(a), int(b)) for a, b in (part.split(":") for part in value.split(",")))
         except ValueError:
             self.fail(f"{value!r} is not a list of ranges such as 0:64,100:228,100:228", param, ctx)
+        if any(not 0 <= start < stop for start, stop in ranges):
+            self.fail(f"{value!r} has a range that is empty or begins below 0", param, ctx)
+        return ranges
 
 
 def _index(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
@@ -64,27 +75,49 @@ def _index(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
     return int(value) if value is not None and value.isdecimal() else value
 
 
-_JOB_OPTIONS = (
-    click.option("--cluster", default="auto", show_default=True, help="auto, local, serial, or a scheduler's address."),
-    click.option("--workers", "n_workers", type=click.IntRange(1), help="Processes of a local cluster; default one per core."),
-    click.option("--block", "block_shape", type=Axes(), help="Core of a block in voxels; default by memory."),
-    click.option("--depth", type=Depth(), help="Halo in voxels; default derived from the operator."),
-    click.option("--channel", callback=_index, help="Channel name or number; default all."),
-    click.option("--timepoint", type=click.IntRange(0), help="Time point; default all."),
-    click.option("--level", type=click.IntRange(0), default=0, help="Resolution level; default 0, the finest."),
-    click.option("--region", type=Region(), help="Part of the volume; default all."),
+_RUN_OPTIONS = (
+    click.option(
+        "--cluster",
+        default="auto",
+        show_default=True,
+        help="auto, local, serial, or a scheduler's address or file.",
+    ),
+    click.option(
+        "--workers",
+        "n_workers",
+        type=click.IntRange(1),
+        help="Processes of a local cluster; default one per core.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
     click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors."),
 )
 
+_JOB_OPTIONS = (
+    click.option(
+        "--block", "block_shape", type=Numbers(), help="Core of a block in voxels; default by memory."
+    ),
+    click.option("--depth", type=Depth(), help="Halo in voxels; default derived from the operator."),
+    click.option("--channel", callback=_index, help="Channel name or number; default all."),
+    click.option("--timepoint", type=click.IntRange(0), help="Time point; default all."),
+    click.option(
+        "--level", type=click.IntRange(0), default=0, help="Resolution level; default 0, the finest."
+    ),
+    click.option("--region", type=Region(), help="Part of the volume; default all."),
+    *_RUN_OPTIONS,
+)
 
-def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that all jobs share."""
-    for option in reversed(_JOB_OPTIONS):
-        command = option(command)
-    return command
+
+def _with(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    """Return a decorator that adds options to a command."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -94,8 +127,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("store", type=click.Path(path_type=Path))
-def info(store: Path) -> None:
+@click.argument("store")
+def info(store: str) -> None:
     """Describe an OME-Zarr image."""
     from chunkrestore.ome_zarr import info as describe
     from chunkrestore.ome_zarr import open_image
@@ -104,37 +137,40 @@ def info(store: Path) -> None:
 
 
 @cli.command()
-@click.argument("tiff", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("tiff")
+@click.argument("store")
 @click.option("--axes", help="Axes of the TIFF, such as zyx; default from its metadata.")
-@click.option("--voxel-size", help="Micrometres, z,y,x; default from its metadata.")
+@click.option("--voxel-size", type=Numbers(float), help="Micrometres; default from its metadata.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-def convert(tiff: Path, store: Path, axes: str | None, voxel_size: str | None, overwrite: bool) -> None:
+def convert(tiff: str, store: str, **options: Any) -> None:
     """Convert a TIFF or OME-TIFF to OME-Zarr."""
     from chunkrestore.ome_zarr import convert_tiff
 
-    sizes = None if voxel_size is None else tuple(float(part) for part in voxel_size.split(","))
-    convert_tiff(tiff, store, axes=axes, voxel_size=sizes, overwrite=overwrite)
+    convert_tiff(tiff, store, **options)
     click.echo(f"wrote      {store}")
 
 
 @cli.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--psf", required=True, type=click.Path(path_type=Path), help="Point spread function, .tif or .npy.")
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="OUT")
+@click.option("--psf", required=True, help="Point spread function, .tif or .npy.")
 @click.option("--iterations", type=int, default=20, show_default=True)
-@click.option("--background", type=float, default=0.0, show_default=True, help="Camera offset, in input intensities.")
-@click.option("--acceleration", type=click.Choice(["heavy-ball", "none"]), default="heavy-ball", show_default=True)
-@job_options
+@click.option(
+    "--background", type=float, default=0.0, show_default=True, help="Camera offset, in input intensities."
+)
+@click.option(
+    "--acceleration", type=click.Choice(["heavy-ball", "none"]), default="heavy-ball", show_default=True
+)
+@_with(_JOB_OPTIONS)
 def deconvolve(
-    source: Path, output: Path, psf: Path, iterations: int, background: float, acceleration: str, **options: Any
+    source: str, output: str, psf: str, iterations: int, background: float, acceleration: str, **options: Any
 ) -> None:
     """Deconvolve an image with Richardson-Lucy."""
     from chunkrestore.operators.richardson_lucy import RichardsonLucy
-    from chunkrestore.psf import prepare, read_psf
+    from chunkrestore.psf import read_psf
 
     operator = RichardsonLucy(
-        prepare(read_psf(psf)),
+        read_psf(psf),
         iterations=iterations,
         background=background,
         acceleration=None if acceleration == "none" else acceleration,
@@ -143,12 +179,16 @@ def deconvolve(
 
 
 @cli.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="OUT")
 @click.option("--model", required=True, help="Folder of a CARE model, or care3d-demo.")
-@click.option("--normalization", nargs=2, type=float, help="Intensities that become 0 and 1; default percentiles 2, 99.8.")
-@job_options
-def restore(source: Path, output: Path, model: str, normalization: tuple[float, float] | None, **options: Any) -> None:
+@click.option(
+    "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 2, 99.8."
+)
+@_with(_JOB_OPTIONS)
+def restore(
+    source: str, output: str, model: str, normalization: tuple[float, float] | None, **options: Any
+) -> None:
     """Restore an image with a CARE network."""
     from chunkrestore.operators.care import Care
 
@@ -156,17 +196,19 @@ def restore(source: Path, output: Path, model: str, normalization: tuple[float, 
 
 
 @cli.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("output", metavar="[OUT]", type=click.Path(path_type=Path), required=False)
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="[OUT]", required=False)
 @click.option("--method", type=click.Choice(["stardist", "threshold"]), default="stardist", show_default=True)
 @click.option("--model", help="Folder of a StarDist model, or stardist3d-demo.")
 @click.option("--name", "label_name", default="labels", show_default=True, help="Name of the labels.")
 @click.option("--prob-thresh", type=float, help="Object probability; default the model's own.")
 @click.option("--nms-thresh", type=float, help="Allowed overlap; default the model's own.")
-@click.option("--normalization", nargs=2, type=float, help="Intensities that become 0 and 1; default percentiles 1, 99.8.")
+@click.option(
+    "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 1, 99.8."
+)
 @click.option("--value", type=float, help="Threshold, for --method threshold; default Otsu's.")
-@job_options
-def segment(source: Path, output: Path | None, method: str, model: str | None, **options: Any) -> None:
+@_with(_JOB_OPTIONS)
+def segment(source: str, output: str | None, method: str, model: str | None, **options: Any) -> None:
     """Segment objects and write labels into OUT, or into IN itself."""
     from chunkrestore.operators.base import Operator
 
@@ -178,23 +220,18 @@ def segment(source: Path, output: Path | None, method: str, model: str | None, *
 
         operator = Threshold(value)
     else:
-        from chunkrestore.operators.stardist import StarDist
-
         if model is None:
             raise ValueError("`--model` is missing; give the folder of a StarDist model, or stardist3d-demo")
+        from chunkrestore.operators.stardist import StarDist
+
         operator = StarDist(model, **stardist)
     _run([operator], source, output or source, options)
 
 
 @cli.command()
-@click.argument("pipeline", type=click.Path(path_type=Path))
-@click.option("--cluster", default="auto", show_default=True, help="auto, local, serial, or a scheduler's address.")
-@click.option("--workers", "n_workers", type=click.IntRange(1), help="Processes of a local cluster.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors.")
-def run(pipeline: Path, **options: Any) -> None:
+@click.argument("pipeline")
+@_with(_RUN_OPTIONS)
+def run(pipeline: str, **options: Any) -> None:
     """Run the pipeline of a YAML file."""
     from chunkrestore.pipeline import read_pipeline
 
@@ -203,9 +240,9 @@ def run(pipeline: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("pipeline", type=click.Path(path_type=Path))
+@click.argument("pipeline")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(pipeline: Path, as_json: bool) -> None:
+def plan(pipeline: str, as_json: bool) -> None:
     """Print what a pipeline would do; nothing is computed."""
     import json
 
@@ -217,11 +254,11 @@ def plan(pipeline: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--shape", type=Axes(), default="96,192,192", show_default=True)
+@click.argument("output", metavar="OUT")
+@click.option("--shape", type=Numbers(), default="96,192,192", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-def simulate(output: Path, shape: tuple[int, ...], seed: int, overwrite: bool) -> None:
+def simulate(output: str, shape: tuple[int, ...], seed: int, overwrite: bool) -> None:
     """Simulate a light-sheet image of an embryo, with its labels and PSF."""
     from chunkrestore.demo import write_embryo
 
@@ -230,10 +267,12 @@ def simulate(output: Path, shape: tuple[int, ...], seed: int, overwrite: bool) -
 
 
 @cli.command()
-@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--cluster", default="auto", show_default=True, help="auto, local, serial, or a scheduler's address.")
+@click.argument("output", metavar="OUT")
+@click.option(
+    "--cluster", default="auto", show_default=True, help="auto, local, serial, or a scheduler's address."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def demo(output: Path, cluster: str, quiet: bool) -> None:
+def demo(output: str, cluster: str, quiet: bool) -> None:
     """Deconvolve, restore and segment a simulated and a real volume, and draw the results."""
     from chunkrestore.demo import run_demo
 
@@ -242,33 +281,56 @@ def demo(output: Path, cluster: str, quiet: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad arguments or input, 75 interrupted and resumable."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    verbose = bool({"-v", "--verbose"} & set(arguments))
-    status = 0
-    try:
-        status = cli(arguments, prog_name="chunkrestore", standalone_mode=False) or 0
-    except click.ClickException as error:
-        error.show()
-        status = 2
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command goes on where it stopped", err=True)
-        status = INTERRUPTED
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, ConnectionError) as error:
-        _show(error, verbose)
-        status = 2
-    except Exception as error:
-        _show(error, verbose)
-        status = 1
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with _interrupted_by_termination():
+        status = _status(arguments)
     sys.exit(status)
 
 
-def _show(error: Exception, verbose: bool) -> None:
-    if verbose:
-        logging.getLogger("chunkrestore").exception("failed", exc_info=error)
-    click.echo(f"chunkrestore: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+def _status(arguments: list[str]) -> int:
+    """Run a command and return its exit status; an error is one line, after a traceback with ``--verbose``."""
+    try:
+        return int(cli(arguments, prog_name="chunkrestore", standalone_mode=False) or 0)
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted; the same command, without --overwrite, goes on where it stopped")
+        return INTERRUPTED
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return 2
+    except Exception as error:
+        if {"-v", "--verbose"} & set(arguments):
+            traceback.print_exception(error)
+        _complain(str(error) or type(error).__name__)
+        return _status_of(error)
 
 
-def _run(operators: list[Any], source: Path, output: Path, options: dict[str, Any]) -> None:
+def _status_of(error: Exception) -> int:
+    from chunkrestore.jobs.runner import ClusterLostError
+
+    if isinstance(error, ClusterLostError):
+        return INTERRUPTED
+    bad_input = (ValueError, FileNotFoundError, FileExistsError, ImportError, ConnectionError)
+    return 2 if isinstance(error, bad_input) else 1
+
+
+def _complain(message: str) -> None:
+    click.echo(f"chunkrestore: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> None:
     """Run or, with ``--dry-run``, print the plan."""
     dry_run, _ = options.pop("dry_run"), options.pop("verbose")
     if dry_run:
@@ -281,7 +343,7 @@ def _run(operators: list[Any], source: Path, output: Path, options: dict[str, An
         click.echo(str(report))
 
 
-def _plan(operators: list[Any], source: Path, options: dict[str, Any]) -> Any:
+def _plan(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
     from chunkrestore.jobs.run import plan as make
 
     keys = ("block_shape", "depth", "level", "timepoint", "channel", "region")

@@ -228,13 +228,13 @@ def _say_seams(scene: Scene, lucy: Any, report: Report, say: Any) -> None:
     whole = deconvolve(scene.raw, lucy.psf, iterations=lucy.iterations, background=lucy.background)
     error = seam_error(scene.deconvolved, whole, grid)
     say(
-        f"  seams      Richardson-Lucy rms {error.rms:.1e} of the dynamic range against the untiled result "
+        f"  seams      Richardson-Lucy rms {error.relative_rms:.1e} of the dynamic range against the untiled result "
         f"(probed by the job itself: {report.seam_rms:.1e})"
     )
     error = seam_error(scene.restored, restore(scene.deconvolved, "care3d-demo"), grid)
     difference = same_instances(segment(scene.restored, "stardist3d-demo"), scene.labels)
     say(
-        f"             CARE largest difference {error.max:.1e} of the dynamic range; StarDist "
+        f"             CARE largest difference {error.relative_max:.1e} of the dynamic range; StarDist "
         f"{difference.n_identical} of {difference.n_first} objects identical, voxel by voxel"
     )
 
@@ -304,21 +304,21 @@ def draw(scenes: Sequence[Scene], path: Path) -> None:
             axis.imshow(plane, cmap="inferno", vmin=low, vmax=high, interpolation="nearest")
             axis.set_title(f"{scene.title}, {view}: {name}", color="white", fontsize=11)
         row[3].imshow(_plane(scene.raw, view), cmap="gray", interpolation="nearest")
-        row[3].imshow(_colours(_plane(scene.labels, view, scene.restored)), interpolation="nearest")
+        row[3].imshow(_colours(_plane(scene.labels, view)), interpolation="nearest")
         row[3].set_title(f"{scene.labels.max()} objects", color="white", fontsize=11)
         for axis in row:
             axis.set_axis_off()
     figure.savefig(path, dpi=100, facecolor="black")
 
 
-def _plane(volume: np.ndarray, view: str, brightness: np.ndarray | None = None) -> np.ndarray:
-    """Return the middle slice, or the projection along z (labels: of the brightest voxel)."""
+def _plane(volume: np.ndarray, view: str) -> np.ndarray:
+    """Return the middle slice, or the projection along z: the brightest voxel, or the first object from above."""
     if view == "slice":
         return volume[volume.shape[0] // 2]
-    if brightness is None:
+    if volume.dtype.kind != "i":
         return volume.max(0)
-    seen = np.where(volume > 0, brightness, -np.inf).argmax(0)
-    return np.take_along_axis(volume, seen[None], 0)[0]
+    first = (volume > 0).argmax(0)
+    return np.take_along_axis(volume, first[None], 0)[0]
 
 
 def _colours(labels: np.ndarray) -> np.ndarray:

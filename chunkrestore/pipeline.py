@@ -32,10 +32,10 @@ class RichardsonLucyStep(_Strict):
     def build(self, folder: Path) -> Operator:
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.richardson_lucy import RichardsonLucy
-        from chunkrestore.psf import prepare, read_psf
+        from chunkrestore.psf import read_psf
 
         return RichardsonLucy(
-            prepare(read_psf(folder / self.psf)),
+            read_psf(folder / self.psf),
             iterations=self.iterations,
             background=self.background,
             acceleration=self.acceleration,
@@ -55,7 +55,9 @@ class CareStep(_Strict):
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.care import Care
 
-        return Care(_model(folder, self.model), normalization=self.normalization, percentiles=self.percentiles)
+        return Care(
+            _model(folder, self.model), normalization=self.normalization, percentiles=self.percentiles
+        )
 
 
 class StarDistStep(_Strict):
@@ -103,8 +105,8 @@ Step = Annotated[
 class Pipeline(_Strict):
     """Content of a pipeline file; keys are the arguments of `chunkrestore.run`."""
 
-    input: Path
-    output: Path
+    input: str
+    output: str
     steps: Annotated[list[Step], Field(min_length=1)]
     block: Three | None = None
     depth: int | Three | None = None
@@ -116,7 +118,7 @@ class Pipeline(_Strict):
     version: Literal["0.4", "0.5"] = "0.5"
 
 
-def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], Path, Path, dict[str, Any]]:
+def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, str, dict[str, Any]]:
     """Read a pipeline file.
 
     Parameters
@@ -128,7 +130,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], Path, P
     -------
     operators : list
         The steps.
-    source, output : Path
+    source, output : str
         Stores to read and write.
     options : dict
         The other arguments of `chunkrestore.run`.
@@ -154,10 +156,17 @@ def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], Path, P
         raise ValueError(f"pipeline {path} is not valid: {wrong}") from None
     options = pipeline.model_dump(exclude={"input", "output", "steps"})
     options["block_shape"] = options.pop("block")
-    return [step.build(folder) for step in pipeline.steps], folder / pipeline.input, folder / pipeline.output, options
+    operators = [step.build(folder) for step in pipeline.steps]
+    return operators, _store(folder, pipeline.input), _store(folder, pipeline.output), options
+
+
+def _store(folder: Path, store: str) -> str:
+    """Return a store's path; a URL stays as it is."""
+    return store if "://" in store else str(folder / store)
 
 
 def _model(folder: Path, model: str) -> str:
-    """Return a model's folder if there is one beside the file, otherwise its name as it is."""
-    beside = folder / model
-    return str(beside) if beside.exists() else model
+    """Return a model's folder beside the file, or the name of a shipped model as it is."""
+    from chunkrestore.models import SHIPPED
+
+    return model if model in SHIPPED else str(folder / model)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import chunkrestore
 from chunkrestore.jobs.ledger import digest
 from chunkrestore.jobs.plan import Pass, Plan
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
@@ -31,7 +32,7 @@ from chunkrestore.ome_zarr.read import label_names
 from chunkrestore.ome_zarr.writer import unfinished_state
 from chunkrestore.operators.base import Operator
 
-_LIBRARIES = ("chunkrestore", "numpy", "scipy", "tensorflow", "csbdeep", "stardist")
+_LIBRARIES = ("numpy", "scipy", "tensorflow", "csbdeep", "stardist")
 """Libraries whose version can change the numbers."""
 
 
@@ -266,8 +267,8 @@ def note_numbers(stages: Stages, position: int, numbers: Mapping[Plane, Numbers]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that make the numbers."""
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    """Return the versions of Python, of this package and of the libraries that make the numbers."""
+    found = {"python": ".".join(map(str, sys.version_info[:2])), "chunkrestore": chunkrestore.__version__}
     for library in _LIBRARIES:
         try:
             found[library] = version(library)

@@ -90,8 +90,8 @@ class Ledger:
         ManifestMismatchError
             If the unfinished job differs; the message says in what.
         """
+        self.close()
         if anew:
-            self.close()
             # First what makes it a job, so that half a removal is not taken for one.
             (self.folder / "manifest.json").unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)

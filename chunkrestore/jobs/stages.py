@@ -19,7 +19,7 @@ from chunkrestore.jobs.ledger import Item, Ledger
 from chunkrestore.jobs.plan import Pass
 from chunkrestore.jobs.report import Progress, Report, Seam
 from chunkrestore.jobs.runner import Arguments, BlockError, Runner
-from chunkrestore.ome_zarr.pyramid import pyramid_blocks
+from chunkrestore.ome_zarr.pyramid import PyramidBlock, pyramid_blocks
 from chunkrestore.operators.base import ImageOperator, LabelOperator
 from chunkrestore.stitch.resolution import neighbours, resolve
 
@@ -174,7 +174,9 @@ class Stages:
             self._pyramid_level(f"{name}-{level}", writer, level)
 
     def _pyramid_level(self, name: str, writer: ImageWriter, level: int) -> None:
-        regions = {(r.t, r.c, i): r for i, r in enumerate(pyramid_blocks(writer, level))}
+        regions: dict[Item, PyramidBlock] = {
+            (r.t, r.c, i): r for i, r in enumerate(pyramid_blocks(writer, level))
+        }
         self.run(name, list(regions), tasks.downsample, lambda item: (writer, regions[item]))
 
     def objects(

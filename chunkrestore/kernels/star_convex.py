@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from chunkrestore.grid import Slices
 
@@ -41,12 +40,6 @@ BORDER = 2
 
 SMALLEST_DIST = np.float32(1e-3)
 """StarDist's lower limit for distances; flatter shapes are degenerate for Qhull."""
-
-_STEP_ELEMENTS = 2**18
-"""Shapes times faces whose bounds are computed together: temporaries of some 20 MiB."""
-
-SLACK = 3
-"""Voxels by which StarDist's rounding of vertices to integers may bring two shapes closer together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +128,7 @@ def candidates(
         Candidate table, in raster order.
     """
     first = [max(-(-c.start // g), BORDER) for c, g in zip(core, grid, strict=True)]
-    stop = [
-        min(-(-c.stop // g), n // g - BORDER) for c, g, n in zip(core, grid, padded_shape, strict=True)
-    ]
+    stop = [min(-(-c.stop // g), n // g - BORDER) for c, g, n in zip(core, grid, padded_shape, strict=True)]
     shift = [o // g for o, g in zip(origin, grid, strict=True)]
     window = tuple(slice(a - s, max(a, b) - s) for a, b, s in zip(first, stop, shift, strict=True))
     found = np.nonzero(prob[window] > prob_thresh)
@@ -202,136 +193,3 @@ def suppress(rows: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]
     result = np.empty(n, bool)
     result[order] = survives
     return result
-
-
-def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]:
-    """Decide a block's candidates again in the light of what survives around it.
-
-    Parameters
-    ----------
-    own
-        The block's candidates, with ``kept0``: which of them survive among themselves.
-    others
-        Present survivors of other blocks; those out of touch are ignored.
-    rays, nms_thresh
-        As for `suppress`.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (n_own,): every own row survives if and only if no better surviving row, own or other,
-        suppresses it.
-
-    Notes
-    -----
-    Call a row *consistent* if it stands when no better standing row suppresses it, and has fallen when one
-    does. At first only others that are better than a standing own row which they touch can upset an own
-    row; they count as not there yet, and as *open*. One pass decides together the open rows and all standing
-    rows that touch them. After it all those rows are consistent:
-
-    - an open row, because every standing row that can suppress it took part;
-    - a row that stood, because those standing rows that took no part did not suppress it before either.
-
-    Rows that took no part can become inconsistent in one way: their suppressor stood, and fell. Fallen
-    rows that are touched by, and worse than, one that fell now are open for the next pass. A row falls
-    because of a better open row, so the best open row gets worse with every pass, and the loop ends.
-
-    Rounds over all blocks: if all rows better than ``j`` are decided as on the whole volume, so is ``j`` in
-    the next round and in all that follow. By induction over the order, rounds reach the one result of greedy
-    suppression on the whole volume, and a round without changes is that result.
-    """
-    kept0 = own["kept0"]
-    if not len(kept0) or not len(others.get("prob", ())):
-        return kept0.copy()
-    n_own = len(kept0)
-    rows = _join(own, _in_touch(own, others, rays))
-    rank, shapes = ranks(rows), _Shapes.of(rows, rays, nms_thresh)
-    stands = np.concatenate([kept0, np.ones(len(rank) - n_own, bool)])
-    is_own = np.arange(len(rank)) < n_own
-    open_rows, threatened = shapes.pairs(np.flatnonzero(~is_own), np.flatnonzero(stands & is_own))
-    open_rows = np.unique(open_rows[rank[open_rows] < rank[threatened]])
-    while len(open_rows):
-        stands[open_rows] = False
-        near = np.unique(shapes.pairs(open_rows, np.flatnonzero(stands))[1])
-        part = np.concatenate([open_rows, near])
-        survives = suppress({key: column[part] for key, column in rows.items()}, rays, nms_thresh)
-        # No open row can make a better one fall; said explicitly, the loop ends even if rounding errs.
-        survives |= rank[part] < rank[open_rows].min()
-        stands[part] = survives
-        fell = near[~survives[len(open_rows) :]]
-        took_part = np.zeros(len(rank), bool)
-        took_part[part] = True
-        cause, freed = shapes.pairs(fell, np.flatnonzero(~stands & ~took_part))
-        open_rows = np.unique(freed[rank[freed] > rank[cause]])
-    return stands[:n_own]
-
-
-def _join(own: Rows, others: Rows) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([own[key], others[key]]) for key in ("prob", "dist", "points")}
-
-
-def _in_touch(own: Rows, others: Rows, rays: Rays) -> dict[str, np.ndarray]:
-    """Return those of `others` that come near the box around all own points."""
-    points = own["points"]
-    outside = np.maximum(points.min(axis=0) - others["points"], others["points"] - points.max(axis=0))
-    distance = np.linalg.norm(np.maximum(outside, 0), axis=-1)
-    near = distance <= rays.radii(others["dist"]) + rays.radii(own["dist"]).max() + SLACK
-    return {key: column[near] for key, column in others.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Shapes:
-    """Bounds on the shapes of a table, and which pairs of shapes they allow to suppress each other."""
-
-    points: npt.NDArray[np.int64]
-    radii: npt.NDArray[np.float64]
-    boxes: npt.NDArray[np.float64]
-    """(n, 2, ndim): first and last corner, rounded as StarDist rounds them."""
-    contents: npt.NDArray[np.float64]
-    """Volumes or areas."""
-    nms_thresh: float
-
-    @classmethod
-    def of(cls, rows: Rows, rays: Rays, nms_thresh: float) -> _Shapes:
-        step = max(1, _STEP_ELEMENTS // max(len(rays.faces), len(rays)))
-        bounds = [
-            _bounds(rays, rows["dist"][i : i + step], rows["points"][i : i + step])
-            for i in range(0, len(rows["dist"]), step)
-        ]
-        boxes, contents = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
-        return cls(rows["points"], rays.radii(rows["dist"]), boxes, contents, nms_thresh)
-
-    def pairs(
-        self, rows: npt.NDArray[np.intp], among: npt.NDArray[np.intp]
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Return all pairs of one of `rows` and one of `among` that may overlap by more than the threshold."""
-        if not len(rows) or not len(among):
-            return np.empty(0, np.intp), np.empty(0, np.intp)
-        tree = cKDTree(self.points[among])
-        limits = self.radii[rows] + self.radii[among].max() + SLACK
-        found = tree.query_ball_point(self.points[rows], limits, return_sorted=False)
-        a = np.repeat(rows, [len(near) for near in found])
-        b = among[np.concatenate([np.asarray(near, np.intp) for near in found])]
-        common = np.minimum(self.boxes[a, 1], self.boxes[b, 1]) - np.maximum(self.boxes[a, 0], self.boxes[b, 0])
-        largest = np.maximum(common, 0).prod(axis=-1)
-        possible = largest >= 0.999 * self.nms_thresh * np.minimum(self.contents[a], self.contents[b])
-        return a[possible], b[possible]
-
-
-def _bounds(
-    rays: Rays, dist: npt.NDArray[np.float32], points: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return boxes and contents of shapes, as far as StarDist's decisions depend on them.
-
-    In 3-D it never suppresses a pair whose boxes, with corners rounded to integers, have no more than the
-    threshold in common. In 2-D it cuts vertices to integers and computes the overlap of what results.
-    """
-    outlines = rays.outlines(dist, points)
-    if len(rays.faces):
-        boxes = np.stack([np.rint(outlines.min(axis=1)), np.rint(outlines.max(axis=1))], axis=1)
-        a, b, c = np.moveaxis((dist[..., np.newaxis] * rays.vertices)[:, rays.faces].astype(np.float64), 2, 0)
-        return boxes.astype(np.float64), np.abs((np.cross(b, c) * a).sum(axis=(1, 2))) / 6
-    vertices = np.trunc(outlines.astype(np.float64))
-    boxes = np.stack([vertices.min(axis=1), vertices.max(axis=1) + 1], axis=1)
-    (y, x), (y1, x1) = np.moveaxis(vertices, 2, 0), np.moveaxis(np.roll(vertices, -1, axis=1), 2, 0)
-    return boxes, np.abs((x * y1 - y * x1).sum(axis=-1)) / 2

@@ -72,7 +72,8 @@ def _box(outline: Floats, core: Slices) -> Slices:
     """Return the part of `core` in the box around a shape, rounded to voxels as StarDist does."""
     lower, upper = np.rint([outline.min(axis=0), outline.max(axis=0)]).astype(np.int64)
     return tuple(
-        slice(max(c.start, int(a)), min(c.stop, int(b) + 1)) for c, a, b in zip(core, lower, upper, strict=True)
+        slice(max(c.start, int(a)), min(c.stop, int(b) + 1))
+        for c, a, b in zip(core, lower, upper, strict=True)
     )
 
 

@@ -1,0 +1,251 @@
+"""Clusters: what they listen on, how tasks are handed out, and what a lost worker costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import dask.array as da
+import numpy as np
+import psutil
+import pytest
+
+import chunkrestore as cr
+from chunkrestore import cluster as clusters
+from chunkrestore.cluster import connect, usable_cores, worker_environment
+from chunkrestore.jobs.runner import BlockError, ClusterLostError, Runner
+from chunkrestore.psf import gaussian
+
+ITEMS = [(0, 0, i) for i in range(12)]
+PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
+DEADLINE = 60.0
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect("local", n_workers=2) as client:
+        yield client
+
+
+def wait_for(condition, what):
+    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"waited {DEADLINE} s for {what}")
+        time.sleep(0.002)
+
+
+def worker_pids(client):
+    return sorted(client.run(os.getpid).values())
+
+
+def mark(item, folder, *, deadly=None):
+    """Leave one letter per try in a file of the item; end the process on the deadly one."""
+    with open(folder / str(item[2]), "a") as file:
+        file.write("x")
+    if item[2] == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item[2]
+
+
+def mark_and_die_at_five(item, folder):
+    return mark(item, folder, deadly=5)
+
+
+def refuse(item):
+    raise ValueError(f"voxel {item[2]} is bad")
+
+
+def test_nothing_listens_beyond_loopback(client):
+    driver = psutil.Process()
+    processes = [driver, *driver.children(recursive=True)]
+    assert set(worker_pids(client)) <= {process.pid for process in processes}
+    listening = [
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 3
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_workers_have_the_environment_that_libraries_read_when_they_are_imported(client):
+    for environment in client.run(lambda: dict(os.environ)).values():
+        assert environment.items() >= worker_environment(max(1, usable_cores() // 2)).items()
+        # What Dask sets by itself is still there.
+        assert {"OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"} <= environment.keys()
+    assert worker_environment(3)["OMP_NUM_THREADS"] == "3"
+
+
+def test_workers_run_one_task_at_a_time(client):
+    assert sorted(client.nthreads().values()) == [1, 1]
+
+
+def test_every_item_is_run_once_on_the_cluster(client, tmp_path):
+    results = dict(Runner(client).map(mark, ITEMS, lambda _: (tmp_path,)))
+    assert results == {item: item[2] for item in ITEMS}
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"x"}
+    assert len(list(tmp_path.iterdir())) == len(ITEMS)
+
+
+def test_tasks_in_flight_are_bounded_and_results_are_not_held(client):
+    asked = []
+
+    def arguments(item):
+        asked.append(item)
+        return (1,)
+
+    items = [(0, 0, i) for i in range(60)]
+    n_done = 0
+    for _ in Runner(client).map(pow_item, items, arguments):
+        n_done += 1
+        assert len(asked) <= n_done + 3 * 2
+        assert len(client.futures) <= 3 * 2 + 1
+    assert n_done == len(items)
+    wait_for(lambda: not client.futures, "futures to be released")
+
+
+def pow_item(item, power):
+    return item[2] ** power
+
+
+def test_a_failing_block_is_named_and_stops_the_others(client):
+    with pytest.raises(
+        BlockError, match=r"block \(\d+,\) of time point 0, channel 0 failed: ValueError: voxel"
+    ):
+        list(Runner(client).map(refuse, ITEMS, lambda _: ()))
+    wait_for(lambda: not client.futures, "futures to be cancelled")
+
+
+def test_a_block_that_kills_its_worker_twice_is_given_up(client, tmp_path):
+    with pytest.raises(BlockError) as caught:
+        list(Runner(client).map(mark_and_die_at_five, ITEMS, lambda _: (tmp_path,)))
+    assert str(caught.value) == (
+        "block (5,) of time point 0, channel 0 failed: its worker process was killed each time it was tried, "
+        "most likely for want of memory; use a smaller `block_shape`, or fewer workers"
+    )
+    assert (tmp_path / "5").read_text() == "xx"
+    client.wait_for_workers(2, timeout=DEADLINE)
+
+
+def test_lazy_arrays_are_computed_on_the_cluster(client):
+    image = np.random.default_rng(1).integers(0, 99, (20, 24, 24)).astype(np.uint16)
+    lazy = cr.deconvolve(da.from_array(image, chunks=(10, 12, 24)), PSF, iterations=2)
+    np.testing.assert_array_equal(lazy.compute(), lazy.compute(scheduler="threads"))
+
+
+def tree(path):
+    return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_job_survives_the_kill_of_a_worker(client, tmp_path, labels):
+    image = np.random.default_rng(1).integers(0, 99, (24, 48, 48)).astype(np.uint16)
+    source = cr.write_image(image, tmp_path / "in.zarr", axes="zyx", voxel_size=(1, 1, 1))
+    operators = [cr.RichardsonLucy(PSF, iterations=5), *([cr.Threshold()] if labels else [])]
+    options = {"block_shape": (6, 16, 16), "quiet": True}
+    cr.run(operators, source, tmp_path / "reference" / "out.zarr", cluster="serial", **options)
+    output = tmp_path / "killed" / "out.zarr"
+    journal = tmp_path / "killed" / "out.zarr.chunkrestore" / "image" / "journal.jsonl"
+    stage = b'"paint"' if labels else b'"blocks-0"'
+
+    def kill():
+        wait_for(lambda: journal.exists() and journal.read_bytes().count(stage) >= 3, "three finished blocks")
+        os.kill(victim, signal.SIGKILL)
+        seen.append(journal.read_bytes().count(stage))
+
+    client.wait_for_workers(2, timeout=DEADLINE)
+    victim, seen = worker_pids(client)[0], []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    report = cr.run(operators, source, output, cluster=client, **options)
+    killer.join()
+    assert 3 <= seen[0] < 36
+    assert victim not in worker_pids(client)
+    assert tree(output) == tree(tmp_path / "reference" / "out.zarr")
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    done = [(entry["stage"], *entry["item"]) for entry in entries if "stage" in entry]
+    assert len(done) == len(set(done)) == report.n_done
+    client.wait_for_workers(2, timeout=DEADLINE)
+
+
+def test_serial_needs_no_client():
+    for name in ("serial", None):
+        with connect(name) as nothing:
+            assert nothing is None
+
+
+def test_a_client_is_used_and_left_open(client):
+    for given in (client, "auto"):
+        with connect(given) as used:
+            assert used is client
+        assert client.status == "running"
+
+
+def test_an_address_or_a_scheduler_file_is_connected_to(client, tmp_path):
+    client.write_scheduler_file(str(tmp_path / "scheduler.json"))
+    for address in (client.scheduler.address, str(tmp_path / "scheduler.json")):
+        with connect(address) as other:
+            assert other is not client
+            assert other.submit(abs, -3).result() == 3
+        assert other.status == "closed"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "foo://host:1", "tcp://host", "host:port"])
+def test_an_unknown_cluster_is_refused(name):
+    with (
+        pytest.raises(ValueError, match=f"`cluster` '{name}' is no address of a Dask scheduler"),
+        connect(name),
+    ):
+        pass
+
+
+def test_a_file_that_no_scheduler_wrote_is_refused(tmp_path):
+    path = tmp_path / "scheduler.json"
+    for content in ("", "[]", "{}"):
+        path.write_text(content)
+        with (
+            pytest.raises(ValueError, match="is not the file that a Dask scheduler writes"),
+            connect(str(path)),
+        ):
+            pass
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(clusters, "_TIMEOUT", "1s")
+    with (
+        pytest.raises(ConnectionError, match="no Dask scheduler answers at `cluster` 'tcp://127.0.0.1:1'"),
+        connect("tcp://127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_a_lost_scheduler_is_an_interruption(tmp_path):
+    """The scheduler runs in a process of its own, as on a batch system, and is killed in the middle."""
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", str(file)], **quietly)
+    worker = None
+    try:
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"), "the scheduler")
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--no-dashboard"]
+        worker = subprocess.Popen([*command, "--scheduler-file", str(file)], **quietly)
+        with connect(str(file)) as remote:
+            remote.wait_for_workers(1, timeout=DEADLINE)
+            n_done = 0
+            with pytest.raises(ClusterLostError, match="the Dask scheduler is gone"):
+                for _ in Runner(remote).map(len, ((0, 0, i) for i in range(10**6)), lambda _: ()):
+                    n_done += 1
+                    if n_done == 3:
+                        scheduler.kill()
+    finally:
+        for process in (scheduler, worker):
+            if process is not None:
+                process.kill()
+                process.wait()
