@@ -27,7 +27,7 @@ Range: TypeAlias = tuple[float, float]
 Arrangement: TypeAlias = Literal["embryo", "tissue"]
 
 VOXEL_SIZE = (0.4, 0.4, 0.4)
-"""Voxel size (z, y, x) in micrometres: a radius of 4 to 9 voxels is a nucleus 3 to 7 micrometres across."""
+"""Voxel size (z, y, x) in micrometres: a radius of 5 to 9 voxels is a nucleus 4 to 7 micrometres across."""
 
 _ATTEMPTS = 12.0
 """Centres tried per mean nucleus volume of space: few gaps remain that another nucleus would fit."""
@@ -37,7 +37,7 @@ _ATTEMPTS = 12.0
 class Nuclei:
     """What the nuclei look like. Pairs are the ends of a range from which each nucleus draws."""
 
-    radius: Range = (4.0, 9.0)
+    radius: Range = (5.0, 9.0)
     """Mean lateral radius in voxels."""
     elongation: Range = (1.0, 1.5)
     """Longest over shortest axis of the ellipsoid before `flattening`."""

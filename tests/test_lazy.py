@@ -1,5 +1,6 @@
 """Operators on dask arrays: the same numbers for every graph and chunking, and nothing computed before its time."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import dask
@@ -85,7 +86,7 @@ def chunkings(draw, shape):
     for n in shape:
         borders = draw(st.sets(st.integers(1, n - 1), max_size=2)) if n > 1 else set()
         edges = [0, *sorted(borders), n]
-        chunks.append(tuple(b - a for a, b in zip(edges, edges[1:], strict=False)))
+        chunks.append(tuple(b - a for a, b in itertools.pairwise(edges)))
     return tuple(chunks)
 
 

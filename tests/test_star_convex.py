@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-stardist = pytest.importorskip("stardist", reason="needs the deep-learning extra")
-
 from chunkrestore.grid import Block, BlockGrid, Halo
 from chunkrestore.kernels import star_settling
 from chunkrestore.kernels.star_convex import Rays, candidates, canonical_order, ranks, suppress
 from chunkrestore.kernels.star_painting import paint
 from chunkrestore.kernels.star_settling import SLACK, settle
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+stardist = pytest.importorskip("stardist", reason="needs the deep-learning extra")
 
 COLUMNS = ("prob", "dist", "points")
 
@@ -72,7 +73,8 @@ def settled_over(table, edges, rays, thresh):
     for block in grid:
         region = tuple(slice(c.start - reach, c.stop + reach) for c in block.core)
         near[block.index] = [i for i in grid.indices_meeting(region) if i != block.index]
-    for n_rounds in itertools.count():
+    n_rounds = 0
+    while True:
         new = {}
         for index, part in own.items():
             others = [{key: own[i][key][kept[i]] for key in COLUMNS} for i in near[index]]
@@ -82,6 +84,7 @@ def settled_over(table, edges, rays, thresh):
         kept = new
         if not changed:
             break
+        n_rounds += 1
     result = np.zeros(len(table["prob"]), bool)
     for index, rows in where.items():
         result[rows] = kept[index]
@@ -146,7 +149,13 @@ def test_candidates_of_any_cores_are_together_those_that_stardist_finds(data):
         origin = [r.start for r in block.read]
         parts.append(
             candidates(
-                prob[window], dist[window], 0.6, grid=grid, origin=origin, core=block.core, padded_shape=padded
+                prob[window],
+                dist[window],
+                0.6,
+                grid=grid,
+                origin=origin,
+                core=block.core,
+                padded_shape=padded,
             )
         )
         assert inside(parts[-1]["points"], block.core).all()
@@ -198,14 +207,18 @@ def test_suppression_does_not_depend_on_the_order_of_rows():
 @pytest.mark.parametrize("n", [0, 1])
 def test_suppression_of_one_candidate_or_none(n):
     rays = rays_of(3, 32)
-    rows = {"prob": np.ones(n, np.float32), "dist": np.ones((n, 32), np.float32), "points": np.zeros((n, 3), int)}
+    rows = {
+        "prob": np.ones(n, np.float32),
+        "dist": np.ones((n, 32), np.float32),
+        "points": np.zeros((n, 3), int),
+    }
     assert suppress(rows, rays, 0.4).tolist() == [True] * n
 
 
 # Settling across blocks
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     thresh=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8]),
@@ -252,7 +265,7 @@ def test_settling_against_the_final_survivors_gives_the_final_decision():
     rays = rays_of(2, 32)
     table = nuclei(8, (90, 90), 70, rays)
     kept = suppress(table, rays, 0.3)
-    own = inside(table["points"], (slice(30, 60), slice(20, 70)))
+    own = inside(table["points"], (slice(0, 90), slice(40, 56)))
     part = {key: rows[own] for key, rows in table.items()}
     part["kept0"] = suppress(part, rays, 0.3)
     assert (part["kept0"] != kept[own]).any()
@@ -315,7 +328,9 @@ def whole(shape):
     ("n_rays", "shape", "noise", "anisotropy"),
     [
         (32, (60, 60, 60), 0.1, None),
-        (32, (30, 40, 3000), 0.25, (2.0, 1.0, 1.0)),
+        (32, (30, 40, 300), 0.25, (2.0, 1.0, 1.0)),
+        # At coordinates near 50000, StarDist's planes err by so much that voxels beside the surface count.
+        (32, (20, 20, 50_000), 0.05, None),
         (96, (2000, 40, 40), 0.05, None),
         (96, (40, 50, 60), 0.5, (1.0, 2.0, 3.0)),
     ],
@@ -323,8 +338,10 @@ def whole(shape):
 def test_polyhedra_are_painted_voxel_by_voxel_as_by_stardist(n_rays, shape, noise, anisotropy):
     rng = np.random.default_rng(n_rays + shape[0])
     rays = rays_of(3, n_rays, anisotropy)
-    n = 150
-    rows = painted_rows(rng, n, shape, rays, rng.uniform(2, 8, (n, 1)) * np.exp(rng.normal(0, noise, (n, n_rays))))
+    n = 80
+    rows = painted_rows(
+        rng, n, shape, rays, rng.uniform(2, 8, (n, 1)) * np.exp(rng.normal(0, noise, (n, n_rays)))
+    )
     expected = stardist.polyhedron_to_label(
         rows["dist"],
         rows["points"],
@@ -334,7 +351,7 @@ def test_polyhedra_are_painted_voxel_by_voxel_as_by_stardist(n_rays, shape, nois
         labels=rows["ids"],
         verbose=False,
     )
-    assert np.count_nonzero(expected) > 20_000
+    assert np.count_nonzero(expected) > 15_000
     np.testing.assert_array_equal(paint(whole(shape), rows, rays), expected)
 
 
@@ -356,7 +373,9 @@ def test_cores_show_exactly_what_the_whole_shows_there(n_dim):
     rng = np.random.default_rng(n_dim)
     shape = (37, 41, 43)[:n_dim]
     rays = rays_of(n_dim, 32)
-    rows = painted_rows(rng, 40, shape, rays, rng.uniform(3, 15, (40, 1)) * np.exp(rng.normal(0, 0.2, (40, 32))))
+    rows = painted_rows(
+        rng, 40, shape, rays, rng.uniform(3, 15, (40, 1)) * np.exp(rng.normal(0, 0.2, (40, 32)))
+    )
     expected = paint(whole(shape), rows, rays)
     edges = ((0, 5, 6, 29, 37), (0, 11, 22, 33, 41), (0, 20, 43))[:n_dim]
     for block in BlockGrid(edges, Halo((0,) * n_dim)):

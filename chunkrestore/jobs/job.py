@@ -291,19 +291,18 @@ def _writer(stages: Stages, name: str, path: Path, create: Callable[[], ImageWri
     ledger = stages.ledger
     if ledger.value(f"published-{name}"):
         return None
+    clean_partial(path)
     if not ledger.value(f"created-{name}"):
         writer = create()
         ledger.decide(f"created-{name}", True)
         return writer
-    if is_image(path):
-        # The job was killed after it had published, before it could note so.
-        return None
-    clean_partial(path)
-    return open_writer(path)
+    # An image here means that the job was killed after it had published, before it could note so.
+    return None if is_image(path) else open_writer(path)
 
 
 def _list_labels(path: Path) -> None:
     """List labels that the job had published, but not listed yet, when it was killed."""
+    clean_partial(path.parent)
     labels = open_image(path)
     LabelsWriter(
         path=labels.path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chunkrestore.jobs.ledger import Item
@@ -68,7 +67,7 @@ class Runner:
 def _map_on_cluster(
     client: Client, function: Callable[..., Any], items: Sequence[Item], arguments: Arguments
 ) -> Iterator[tuple[Item, Any]]:
-    from distributed import as_completed
+    from distributed import CancelledError, as_completed
 
     waiting = iter(items)
     running: dict[Future, Item] = {}
@@ -89,6 +88,8 @@ def _map_on_cluster(
             # Released at once: a result that is still held when its worker dies would be computed again.
             future.release()
             refill()
+    except (OSError, CancelledError) as error:
+        raise ClusterLostError("the Dask scheduler is gone; what is finished is kept") from error
     finally:
         if running and client.status == "running":
             client.cancel(list(running))
@@ -104,20 +105,14 @@ class _Window:
 
     def size(self) -> int:
         if time.monotonic() - self._counted > _REFRESH_SECONDS:
-            # Without a scheduler there is no answer; the futures in flight will tell why.
-            with suppress(OSError, TimeoutError):
-                self._size = _WINDOW_PER_THREAD * max(1, sum(self._client.nthreads().values()))
+            self._size = _WINDOW_PER_THREAD * max(1, sum(self._client.nthreads().values()))
             self._counted = time.monotonic()
         return self._size
 
 
 def _result(item: Item, future: Future) -> Any:
-    if future.status == "finished":
-        return future.result()
     if future.status != "error":
-        raise ClusterLostError(
-            f"the Dask scheduler is gone (block {item[2:]} is {future.status}); what is finished is kept"
-        )
+        return future.result()  # raises if the future was cancelled, as all are when the scheduler is lost
     error = future.exception()
     raise _block_error(item, error) from error
 

@@ -23,6 +23,7 @@ the answer of StarDist on the whole volume.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,19 @@ BORDER = 2
 
 SMALLEST_DIST = np.float32(1e-3)
 """StarDist's lower limit for distances; flatter shapes are degenerate for Qhull."""
+
+
+def library() -> Any:
+    """Import StarDist and return it; everything here that needs it comes through this function.
+
+    StarDist's routines enter an OpenMP region per surviving candidate. By default the threads spin between
+    regions, which on busy cores (other tasks of a worker, other workers) made suppression 20 times slower;
+    ``OMP_WAIT_POLICY=passive`` lets them sleep. It has an effect if set before StarDist is first imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import stardist
+
+    return stardist
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +82,7 @@ class Rays:
         if config.n_dim == 2:
             angles = np.linspace(0, 2 * np.pi, config.n_rays, endpoint=False)
             return cls(np.stack([np.sin(angles), np.cos(angles)], axis=-1), np.empty((0, 3), np.int32))
-        from stardist import rays3d
-
+        rays3d = library().rays3d
         name, parameters = config.rays_json["name"], config.rays_json["kwargs"]
         kind = getattr(rays3d, name, None)
         if not (isinstance(kind, type) and issubclass(kind, rays3d.Rays_Base)):
@@ -174,8 +187,6 @@ def suppress(rows: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]
     table. They bound the true overlap for any proportions, so what else is in a table does not matter, but
     for rounding where a bound lies within it of `nms_thresh`.
     """
-    from stardist.nms import non_maximum_suppression_3d_inds, non_maximum_suppression_inds
-
     n = len(rows["prob"])
     if n < 2:
         return np.ones(n, bool)
@@ -183,11 +194,12 @@ def suppress(rows: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]
     # The routines know scores by their order only; ranks are free of ties (and exact up to 2**24 rows).
     scores = np.arange(n, 0, -1, dtype=np.float32)
     dist, points = rows["dist"][order], rows["points"][order].astype(np.float32)
+    nms = library().nms
     if len(rays.faces):
-        survives = non_maximum_suppression_3d_inds(dist, points, rays, scores, thresh=nms_thresh, verbose=0)
+        survives = nms.non_maximum_suppression_3d_inds(dist, points, rays, scores, thresh=nms_thresh, verbose=0)
     else:
         # Its tree leaves out pairs beyond a distance that depends on the largest polygon in the table.
-        survives = non_maximum_suppression_inds(
+        survives = nms.non_maximum_suppression_inds(
             dist, points, scores, thresh=nms_thresh, use_kdtree=False, verbose=0
         )
     result = np.empty(n, bool)

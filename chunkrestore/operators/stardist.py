@@ -15,7 +15,7 @@ from chunkrestore import models
 from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, Halo
 from chunkrestore.kernels.network import network_nbytes, run_network, stardist_geometry
-from chunkrestore.kernels.star_convex import Rays, candidates, ranks, suppress
+from chunkrestore.kernels.star_convex import Rays, candidates, library, ranks, suppress
 from chunkrestore.kernels.star_painting import paint
 from chunkrestore.kernels.star_settling import SLACK, settle
 from chunkrestore.operators.base import Array, Table, check_image, labels_dtype
@@ -203,6 +203,7 @@ class StarDist:
         host = to_numpy(image)
         if host.dtype.kind == "f" and not np.isfinite(host).all():
             raise NonFiniteError(f"{block} holds voxels that are NaN or infinite; replace them first")
+        library()
         network = models.load(self.model, expected_digest=self.digest).keras_model
         prob, dist = run_network(network, self._prepared(host, block)[..., np.newaxis])[:2]
         table = candidates(

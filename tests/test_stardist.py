@@ -1,0 +1,489 @@
+"""StarDist block by block against StarDist's own prediction of the whole volume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from chunkrestore import models
+from chunkrestore.grid import Block, BlockGrid, Halo
+from chunkrestore.operators.base import LabelOperator
+from chunkrestore.operators.stardist import StarDist
+from chunkrestore.statistics import NonFiniteError, of_array
+from chunkrestore.stitch.resolution import resolve_tables, within_reach
+
+pytest.importorskip("tensorflow", reason="needs the deep-learning extra")
+pytest.importorskip("stardist", reason="needs the deep-learning extra")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+COLUMNS = ("prob", "dist", "points")
+
+CONFIGS = {
+    # Name: dimensions, parameters, mean radius of objects in voxels.
+    "3d-grid1": (3, {"n_rays": 32, "grid": (1, 1, 1), "unet_n_depth": 1, "anisotropy": (1.5, 1, 1)}, 4),
+    "3d-grid2": (3, {"n_rays": 32, "grid": (1, 2, 2), "unet_n_depth": 2}, 7),
+    "3d-resnet": (3, {"n_rays": 32, "grid": (1, 2, 2), "backbone": "resnet", "resnet_n_blocks": 2}, 6),
+    "2d": (2, {"n_rays": 32, "grid": (2, 2), "unet_n_depth": 2}, 9),
+    "classes": (2, {"n_rays": 16, "grid": (1, 1), "unet_n_depth": 1, "n_classes": 2}, 6),
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Random networks that find objects of a given size everywhere: dense, ambiguous, much suppression."""
+    from stardist import Rays_GoldenSpiral
+    from stardist.models import Config2D, Config3D, StarDist2D, StarDist3D
+
+    basedir = tmp_path_factory.mktemp("models")
+    for name, (n_dim, parameters, radius) in CONFIGS.items():
+        parameters = dict(parameters)
+        if n_dim == 3:
+            anisotropy = parameters.get("anisotropy")
+            parameters["rays"] = Rays_GoldenSpiral(parameters.pop("n_rays"), anisotropy=anisotropy)
+        backbone = parameters.get("backbone", "unet")
+        sizes = {f"{backbone}_n_filter_base": 4, f"net_conv_after_{backbone}": 8}
+        config = (Config3D if n_dim == 3 else Config2D)(**parameters | sizes)
+        model = (StarDist3D if n_dim == 3 else StarDist2D)(config, name, basedir=str(basedir))
+        randomize(model.keras_model, (48,) * n_dim, radius)
+        model.keras_model.save_weights(str(basedir / name / "weights_best.h5"))
+        (basedir / name / "thresholds.json").write_text(json.dumps({"prob": 0.5, "nms": 0.3}))
+    return basedir
+
+
+def randomize(network, shape, radius):
+    """Give a network random weights such that scores spread around 0.5 and distances 20 % around `radius`."""
+    import keras
+
+    rng = np.random.default_rng(11)
+    for layer in network.layers:
+        kernel, *rest = layer.get_weights() or [None]
+        if kernel is not None:
+            kernel = rng.normal(0, np.sqrt(2 / np.prod(kernel.shape[:-1])), kernel.shape)
+            layer.set_weights([kernel, *(np.zeros(w.shape) for w in rest)])
+    features = keras.Model(network.inputs, network.get_layer("prob").input)
+    image = normalized(image_of(shape))[np.newaxis, ..., np.newaxis]
+    seen = features.predict_on_batch(image)[0].reshape(-1, 8)
+    for name, centre, spread in (("prob", 0, 1), ("dist", radius, 0.2 * radius)):
+        layer = network.get_layer(name)
+        kernel, bias = layer.get_weights()
+        kernel *= spread / (seen @ kernel.reshape(8, -1)).std(axis=0)
+        layer.set_weights([kernel, bias + centre - (seen @ kernel.reshape(8, -1)).mean(axis=0)])
+
+
+def range_edges(n, step=5):
+    return (*range(0, n, step), n)
+
+
+def image_of(shape, seed=0):
+    """Blobs of a few voxels and noise, from 100 to 1000."""
+    rng = np.random.default_rng(seed)
+    blobs = gaussian_filter(rng.random(shape), 1.5)
+    return (np.interp(blobs, (blobs.min(), blobs.max()), (100, 850)) + rng.uniform(0, 150, shape)).astype(
+        np.uint16
+    )
+
+
+def threshold_for(folder, image, n_candidates):
+    """Return a probability threshold with about so many candidates in the untiled prediction.
+
+    StarDist takes none in a border of two points.
+    """
+    model = models.load(folder)
+    prob = model.predict(normalized(image), n_tiles=None, show_tile_progress=False)[0]
+    inner = prob[(slice(2, -2),) * prob.ndim]
+    return float(np.sort(inner, axis=None)[-n_candidates - 1])
+
+
+NORMALIZATION = (100.0, 1000.0)
+
+
+def normalized(image):
+    from csbdeep.utils import normalize_mi_ma
+
+    return normalize_mi_ma(image, *NORMALIZATION)
+
+
+def untiled(operator, image):
+    """Return labels and points of StarDist's own prediction."""
+    labels, details = models.load(operator.model).predict_instances(
+        normalized(image), prob_thresh=operator.prob_thresh, nms_thresh=operator.nms_thresh, n_tiles=None
+    )
+    return labels, details["points"]
+
+
+def tables_of(operator, image, grid):
+    """Detect in every block and settle until nothing changes; return the tables and the rounds that changed."""
+    detected = {b.index: operator.detect(image[b.read], b) for b in grid}
+    reach = operator.reach(list(detected.values()))
+    near = {}
+    for block in grid:
+        region = tuple(slice(c.start - reach, c.stop + reach) for c in block.core)
+        near[block.index] = [i for i in grid.indices_meeting(region) if i != block.index]
+    tables = dict(detected)
+    n_rounds = 0
+    while True:
+        new = {}
+        for block in grid:
+            others = [operator.survivors(tables[i]) for i in near[block.index]]
+            joined = {key: np.concatenate([t[key] for t in others]) for key in COLUMNS} if others else {}
+            new[block.index] = operator.settle(detected[block.index], joined, block)
+        changed = any((new[i]["kept"] != tables[i]["kept"]).any() for i in new)
+        tables = new
+        if not changed:
+            return tables, near, n_rounds
+        n_rounds += 1
+
+
+def tiled(operator, image, edges):
+    """Return labels and points, block by block; images and tables are all that passes between steps."""
+    operator.check(image.shape, image.dtype)
+    grid = BlockGrid(edges, operator.halo(image.shape))
+    tables, near, n_rounds = tables_of(operator, image, grid)
+    numbered = operator.number({i: operator.survivors(t) for i, t in tables.items()})
+    labels = np.full(image.shape, -1, np.int64)
+    for block in grid:
+        parts = [numbered[i] for i in (block.index, *near[block.index])]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        labels[block.core] = operator.paint(None, block, joined)
+    points = np.concatenate([t["points"] for t in numbered.values()])
+    return labels, points, n_rounds
+
+
+def assert_same_instances(labels, expected):
+    """Every voxel agrees, up to one one-to-one map of ids."""
+    pairs = np.unique(np.stack([labels.ravel(), expected.ravel()]), axis=1)
+    assert pairs[:, 0].tolist() == [0, 0]
+    assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+def assert_same_points(points, expected):
+    assert sorted(map(tuple, points.tolist())) == sorted(map(tuple, np.asarray(expected).tolist()))
+
+
+def operator_for(folders, name, image, n_candidates, **kwargs):
+    folder = folders / name
+    prob = threshold_for(folder, image, n_candidates)
+    return StarDist(folder, prob_thresh=prob, normalization=NORMALIZATION, **kwargs)
+
+
+# Tiled equals untiled
+
+
+@pytest.fixture(scope="session")
+def case_3d(folders):
+    """A volume no length of which is a multiple of the pooling grid, 2."""
+    image = image_of((31, 47, 45))
+    operator = operator_for(folders, "3d-grid1", image, 900)
+    labels, points = untiled(operator, image)
+    assert len(points) > 40
+    return operator, image, labels, points
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        ((0, 31), (0, 24, 47), (0, 24, 45)),
+        ((0, 9, 13, 31), (0, 17, 47), (0, 1, 30, 45)),
+        (range_edges(31, 8), (0, 23, 47), (0, 11, 22, 33, 45)),
+    ],
+    ids=["even", "uneven", "smaller than objects"],
+)
+def test_tiled_3d_instances_are_those_of_the_whole(case_3d, edges):
+    operator, image, expected, expected_points = case_3d
+    labels, points, n_rounds = tiled(operator, image, edges)
+    assert n_rounds > 0
+    assert_same_points(points, expected_points)
+    assert_same_instances(labels, expected)
+    assert labels.max() == len(points)
+
+
+def test_ids_do_not_depend_on_the_grid_and_rise_with_position(case_3d):
+    operator, image, *_ = case_3d
+    labels, points, _ = tiled(operator, image, ((0, 16, 31), (0, 20, 47), (0, 45)))
+    np.testing.assert_array_equal(labels, operator(image))
+    by_position = points[np.lexsort(points.T[::-1])]
+    ids = labels[tuple(by_position.T)]
+    numbers = np.arange(1, len(ids) + 1)
+    # A point shows its own object's id unless a better object lies over it.
+    assert (ids == numbers).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "n_candidates", "grids"),
+    [
+        (
+            "3d-grid2",
+            (22, 50, 61),
+            250,
+            [((0, 22), (0, 25, 50), (0, 33, 61)), ((0, 7, 22), (0, 50), (0, 13, 14, 61))],
+        ),
+        ("3d-resnet", (20, 44, 40), 250, [((0, 11, 20), (0, 22, 44), (0, 19, 40))]),
+        (
+            "2d",
+            (150, 133),
+            1500,
+            [
+                ((0, 64, 128, 150), (0, 64, 128, 133)),
+                ((0, 5, 99, 150), (0, 66, 133)),
+                (range_edges(150, 15), (0, 7, 21, 133)),
+            ],
+        ),
+        ("classes", (90, 71), 2000, [((0, 40, 90), (0, 33, 71)), ((0, 90), (0, 7, 14, 40, 71))]),
+    ],
+)
+def test_other_networks_also_find_the_instances_of_the_whole(folders, name, shape, n_candidates, grids):
+    image = image_of(shape, seed=4)
+    operator = operator_for(folders, name, image, n_candidates)
+    expected, expected_points = untiled(operator, image)
+    assert len(expected_points) > 15
+    for edges in grids:
+        labels, points, _ = tiled(operator, image, edges)
+        assert_same_points(points, expected_points)
+        assert_same_instances(labels, expected)
+    assert_same_instances(operator(image), expected)
+
+
+def test_real_nuclei_of_stardist_are_the_same_tiled(folders):
+    """The volume that StarDist ships, cropped; the network is random, the image is not."""
+    from stardist.data import test_image_nuclei_3d
+
+    image = test_image_nuclei_3d()[:, :40].astype(np.uint16)
+    operator = replace(
+        operator_for(folders, "3d-grid1", image, 700, percentiles=(1, 99.8)), normalization=NORMALIZATION
+    )
+    expected, expected_points = untiled(operator, image)
+    for edges in [((0, 15, 31), (0, 40), (0, 29, 57)), ((0, 31), (0, 10, 20, 30, 40), (0, 57))]:
+        labels, points, _ = tiled(operator, image, edges)
+        assert_same_points(points, expected_points)
+        assert_same_instances(labels, expected)
+
+
+def test_one_object_may_span_any_number_of_blocks(folders):
+    """A single candidate, radius 7, in cores of 5 voxels."""
+    image = image_of((20, 50, 50), seed=2)
+    operator = operator_for(folders, "3d-grid2", image, 1)
+    expected, expected_points = untiled(operator, image)
+    assert len(expected_points) == 1
+    labels, points, _ = tiled(operator, image, (range_edges(20), range_edges(50), range_edges(50)))
+    assert_same_points(points, expected_points)
+    np.testing.assert_array_equal(labels, expected)
+    blocks = {tuple(v // 5) for v in np.argwhere(labels)}
+    assert len(blocks) >= 12
+
+
+def test_a_volume_smaller_than_the_pooling_grid_is_padded_as_by_stardist(folders):
+    image = image_of((9, 3, 30), seed=3)
+    operator = operator_for(folders, "3d-grid1", image, 60)
+    expected, expected_points = untiled(operator, image)
+    labels, points, _ = tiled(operator, image, ((0, 5, 9), (0, 2, 3), (0, 16, 30)))
+    assert_same_points(points, expected_points)
+    assert_same_instances(labels, expected)
+
+
+def test_no_objects_is_no_error(folders):
+    image = image_of((20, 24, 24))
+    operator = StarDist(folders / "3d-grid1", prob_thresh=0.9999, normalization=NORMALIZATION)
+    labels, points, n_rounds = tiled(operator, image, ((0, 20), (0, 12, 24), (0, 24)))
+    assert (labels == 0).all()
+    assert (points.shape, n_rounds) == ((0, 3), 0)
+    whole = operator(image)
+    assert whole.dtype == np.int32
+    assert not whole.any()
+
+
+def test_the_driver_of_the_product_gives_the_same_labels(case_3d):
+    operator, image, *_ = case_3d
+    grid = BlockGrid(((0, 16, 31), (0, 47), (0, 20, 45)), operator.halo(image.shape))
+    tables = {block.index: operator.detect(image[block.read], block) for block in grid}
+    numbered = resolve_tables(operator, grid, tables)
+    reach = operator.reach(list(tables.values()))
+    expected = operator(image)
+    for block in grid:
+        labels = operator.paint(None, block, within_reach(grid, block.index, reach, numbered))
+        np.testing.assert_array_equal(labels, expected[block.core])
+
+
+# Statistics, tables, parameters
+
+
+def test_percentiles_of_the_whole_volume_normalise_every_block(folders):
+    image = image_of((60, 64), seed=5)
+    image[:30] //= 2
+    operator = StarDist(folders / "classes", prob_thresh=0.6, percentiles=(2, 98))
+    assert operator.needs == {2.0, 98.0}
+    resolved = operator.resolve(of_array(image, operator.needs))
+    assert resolved.normalization == tuple(np.percentile(image, (2, 98)))
+    assert not resolved.needs
+    labels, points, _ = tiled(resolved, image, ((0, 30, 60), (0, 64)))
+    assert len(points) > 5
+    np.testing.assert_array_equal(labels, operator(image))
+
+
+def test_a_detected_table_is_what_the_contract_says(case_3d):
+    operator, image, *_ = case_3d
+    assert isinstance(operator, LabelOperator)
+    block = Block.whole(image.shape)
+    before = image.copy()
+    table = operator.detect(image, block)
+    np.testing.assert_array_equal(image, before)
+    n = len(table["prob"])
+    assert {key: (column.dtype.name, column.shape) for key, column in table.items()} == {
+        "prob": ("float32", (n,)),
+        "dist": ("float32", (n, 32)),
+        "points": ("int64", (n, 3)),
+        "kept0": ("bool", (n,)),
+        "kept": ("bool", (n,)),
+    }
+    survivors = operator.survivors(table)
+    assert len(survivors["prob"]) == table["kept"].sum() < n
+    numbered = operator.number({block.index: table})[block.index]
+    assert sorted(numbered["ids"]) == list(range(1, len(survivors["prob"]) + 1))
+    assert sorted(numbered["rank"]) == list(range(len(survivors["prob"])))
+    assert operator.reach([table]) == np.ceil(2 * table["dist"].max()) + 3
+    assert operator.reach([]) == operator.reach([{"dist": table["dist"][:0]}]) == 0
+
+
+def test_ids_beyond_int32_are_painted_as_int64(case_3d):
+    operator, image, *_ = case_3d
+    block = Block.whole(image.shape)
+    numbered = operator.number({(0,): operator.detect(image, block)})[0,]
+    small = operator.paint(None, block, numbered)
+    large = operator.paint(None, block, numbered | {"ids": numbered["ids"] + 2**31})
+    assert (small.dtype, large.dtype) == (np.int32, np.int64)
+    np.testing.assert_array_equal(np.where(large, large - 2**31, 0), small)
+
+
+def test_thresholds_are_the_models_own_unless_given(folders):
+    operator = StarDist(folders / "2d")
+    assert (operator.prob_thresh, operator.nms_thresh) == (0.5, 0.3)
+    operator = StarDist(folders / "2d", prob_thresh=0, nms_thresh=0.75)
+    assert (operator.prob_thresh, operator.nms_thresh) == (0, 0.75)
+
+
+def test_the_halo_is_the_receptive_field_on_the_pooling_grid(folders):
+    assert StarDist(folders / "2d").halo((100, 100)).align == (8, 8)
+    # Depth 1 and kernels of 3: ceil((1 + 2) / 2) + 2 = 4 below, 2 * 4 + 2 = 10 above.
+    assert StarDist(folders / "3d-grid1").halo((9, 9, 9)) == Halo((10, 10, 10), (2, 2, 2))
+    assert StarDist(folders / "3d-grid1", depth=17).halo((9, 9, 9)).depth == (17, 17, 17)
+
+
+def test_a_larger_depth_changes_nothing(case_3d):
+    operator, image, *_ = case_3d
+    edges = ((0, 31), (0, 21, 47), (0, 45))
+    labels, _, _ = tiled(replace(operator, depth=(10, 14, 12)), image, edges)
+    np.testing.assert_array_equal(labels, operator(image))
+
+
+def test_the_description_identifies_the_result(folders):
+    operator = StarDist(folders / "2d", normalization=(0, 10), depth=96)
+    description = json.loads(json.dumps(operator.describe()))
+    assert description == {
+        "operator": "stardist",
+        "model": "2d",
+        "model_digest": models.digest(folders / "2d"),
+        "prob_thresh": 0.5,
+        "nms_thresh": 0.3,
+        "normalization": [0.0, 10.0],
+        "percentiles": [1.0, 99.8],
+        "depth": [96, 96],
+    }
+
+
+def test_an_operator_travels_to_other_processes(folders):
+    operator = StarDist(folders / "2d", normalization=(0, 10))
+    copy = pickle.loads(pickle.dumps(operator))
+    assert copy == operator
+    assert copy.describe() == operator.describe()
+
+
+def test_blocks_may_be_detected_in_threads(case_3d):
+    operator, image, *_ = case_3d
+    grid = BlockGrid(((0, 16, 31), (0, 24, 47), (0, 24, 45)), operator.halo(image.shape))
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda b: operator.detect(image[b.read], b), grid))
+    for block, table in zip(grid, threaded, strict=True):
+        alone = operator.detect(image[block.read], block)
+        for key, column in alone.items():
+            np.testing.assert_array_equal(table[key], column)
+
+
+def test_nothing_is_printed(case_3d, capfd):
+    operator, image, *_ = case_3d
+    operator(image)
+    assert capfd.readouterr().out == ""
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"prob_thresh": 1.0}, "`prob_thresh` must be at least 0 and less than 1, got 1.0"),
+        ({"prob_thresh": float("nan")}, "`prob_thresh` must be"),
+        ({"nms_thresh": -0.1}, "`nms_thresh` must be at least 0"),
+        ({"percentiles": (99, 1)}, "`percentiles` must rise"),
+        ({"normalization": (5, 5)}, "`normalization` must be two finite numbers"),
+        ({"depth": 8}, "`depth` 8 is less than what the network looks at"),
+        ({"digest": "0" * 64}, "is not the expected one"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(folders, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        StarDist(folders / "2d", **kwargs)
+
+
+def test_other_models_and_missing_folders_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        StarDist(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((10, 10, 10), "uint16", "works on axes yx but the image has 3"),
+        ((10, 10), "int32", "dtype int32; accepted are"),
+        ((10, 2**18 + 1), "uint8", "accurate up to 262144"),
+    ],
+)
+def test_volumes_that_cannot_be_processed_are_refused(folders, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        StarDist(folders / "2d").check(shape, np.dtype(dtype))
+
+
+def test_blocks_that_would_not_give_the_untiled_result_are_refused(folders):
+    operator = StarDist(folders / "3d-grid1", normalization=NORMALIZATION)
+    image = image_of((40, 40, 40))
+    core = (slice(0, 40), slice(0, 40), slice(16, 24))
+    off_grid = Block(core, (slice(0, 40), slice(0, 40), slice(5, 36)), image.shape)
+    with pytest.raises(
+        ValueError, match=r"reads 5:36 on axis 2, but its core needs at least 6:34, in multiples of 2"
+    ):
+        operator.detect(image[off_grid.read], off_grid)
+    too_small = Block.around(core, image.shape, Halo((8, 8, 8), (2, 2, 2)))
+    with pytest.raises(ValueError, match="reads 8:32 on axis 2, but its core needs at least 6:34"):
+        operator.detect(image[too_small.read], too_small)
+    with pytest.raises(ValueError, match="`image` has shape"):
+        operator.detect(image, too_small)
+    with pytest.raises(ValueError, match="`normalization` is not decided"):
+        replace(operator, normalization=None).detect(image, Block.whole(image.shape))
+
+
+def test_voxels_that_are_not_finite_are_refused_with_the_block(folders):
+    image = np.ones((24, 24), np.float32)
+    image[3, 4] = np.nan
+    operator = StarDist(folders / "classes", normalization=(0, 1))
+    with pytest.raises(NonFiniteError, match=r"block \(0, 0\) .* NaN or infinite"):
+        operator(image)
