@@ -23,6 +23,7 @@ from chunkrestore import models
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Batch: TypeAlias = tuple[Any, Any]
+Progress: TypeAlias = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def train_care(
     schedule: Schedule,
     n_first: int = 8,
     depth: int = 2,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train a CARE network to turn `inputs` into `targets`, by mean squared error.
 
@@ -105,6 +107,8 @@ def train_care(
         Steps, learning rate and patches.
     n_first, depth
         Filters of the first layer, and number of times the network halves the resolution.
+    progress
+        Called after every step with the number of steps done and the loss.
 
     Returns
     -------
@@ -145,7 +149,7 @@ def train_care(
         x, y = (np.stack(arrays)[..., None] for arrays in zip(*patches, strict=True))
         return x, y
 
-    return Trained(folder, _fit(model, batch, schedule))
+    return Trained(folder, _fit(model, batch, schedule, progress))
 
 
 def train_stardist(
@@ -159,6 +163,7 @@ def train_stardist(
     grid: tuple[int, int, int] = (2, 2, 2),
     n_first: int = 4,
     n_features: int = 16,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train a StarDist3D network (U-Net of depth 2, Fibonacci rays) to find the objects of `labels`.
 
@@ -183,6 +188,8 @@ def train_stardist(
         Every how many voxels per axis the network predicts an object; powers of 2.
     n_first, n_features
         Filters of the first layer, and of the last one before the outputs.
+    progress
+        Called after every step with the number of steps done and the loss.
 
     Returns
     -------
@@ -225,7 +232,7 @@ def train_stardist(
         samples = [_stardist_patch(*pairs[i], foreground[i], schedule.patch_shape, rng) for i in chosen]
         return _stardist_batch(samples, rays, grid)
 
-    return Trained(folder, _fit(model, batch, schedule))
+    return Trained(folder, _fit(model, batch, schedule, progress))
 
 
 def optimize_thresholds(
@@ -264,7 +271,7 @@ def optimize_thresholds(
     return {key: float(value) for key, value in json.loads((folder / "thresholds.json").read_text()).items()}
 
 
-def _fit(model: Any, batch: Callable[[], Batch], schedule: Schedule) -> FloatArray:
+def _fit(model: Any, batch: Callable[[], Batch], schedule: Schedule, progress: Progress | None) -> FloatArray:
     """Run the schedule and save the weights where CSBDeep looks for them."""
     model.prepare_for_training()
     network = model.keras_model
@@ -279,6 +286,8 @@ def _fit(model: Any, batch: Callable[[], Batch], schedule: Schedule) -> FloatArr
             raise ValueError(
                 f"training diverged at step {step}; lower `learning_rate` {schedule.learning_rate}"
             )
+        if progress:
+            progress(step + 1, float(loss[step]))
     network.save_weights(str(model.logdir / "weights_best.h5"))
     return loss
 

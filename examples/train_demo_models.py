@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from chunkrestore.operators.richardson_lucy import RichardsonLucy
 
 from chunkrestore import metrics, models, train
 from chunkrestore.kernels.network import care_geometry, stardist_geometry
+from chunkrestore.operators.richardson_lucy import RichardsonLucy
 from chunkrestore.psf.model import gaussian
 from chunkrestore.simulate import Camera, Nuclei, SimulatedVolume, embryo, light_sheet_psf
 
 Image = npt.NDArray[Any]
 
 SEED = 2026
-N_VOLUMES = 32
+N_VOLUMES = 64
 VOLUME_SHAPE = (48, 96, 96)
 VALIDATION_SEEDS = (900_000,)
 TEST_SEEDS = (900_001, 900_002)
@@ -40,8 +40,23 @@ TEST_SHAPE = (64, 128, 128)
 ITERATIONS = 20
 CARE_PERCENTILES = (2.0, 99.8)
 STARDIST_PERCENTILES = (1.0, 99.8)
-CARE_SCHEDULE = train.Schedule(steps=8000, learning_rate=3e-3, patch_shape=(32, 64, 64))
-STARDIST_SCHEDULE = train.Schedule(steps=6000, learning_rate=3e-3, patch_shape=(32, 64, 64))
+CARE_SCHEDULE = train.Schedule(steps=5000, learning_rate=2e-3, batch_size=4, patch_shape=(24, 48, 48))
+STARDIST_SCHEDULE = train.Schedule(steps=6000, learning_rate=2e-3, batch_size=2, patch_shape=(32, 64, 64))
+
+
+class Log:
+    """Prints the mean loss twenty times during a training."""
+
+    def __init__(self, steps: int) -> None:
+        self.every = max(1, steps // 20)
+        self.recent: list[float] = []
+
+    def __call__(self, step: int, loss: float) -> None:
+        """Take the loss of a step."""
+        self.recent.append(loss)
+        if step % self.every == 0:
+            print(f"  step {step}: loss {np.mean(self.recent):.4f}", flush=True)
+            self.recent.clear()
 
 
 def training_volume(i: int) -> SimulatedVolume:
@@ -104,7 +119,9 @@ def train_care(volumes: Sequence[SimulatedVolume], sharper: Sequence[Image], fol
         for image, target in ((volume.image, volume.reference), (sharp, object_counts(volume))):
             inputs.append(normalized(image, image, CARE_PERCENTILES))
             targets.append(normalized(target, image, CARE_PERCENTILES))
-    train.train_care(inputs, targets, folder, seed=SEED, schedule=CARE_SCHEDULE)
+    train.train_care(
+        inputs, targets, folder, seed=SEED, schedule=CARE_SCHEDULE, progress=Log(CARE_SCHEDULE.steps)
+    )
 
 
 def train_stardist(
@@ -120,11 +137,20 @@ def train_stardist(
     for volume, sharp in zip(volumes, sharper, strict=True):
         images += chain(volume, sharp)
         labels += [volume.labels] * 5
-    train.train_stardist(images, labels, folder, seed=SEED, schedule=STARDIST_SCHEDULE)
+    train.train_stardist(
+        images,
+        labels,
+        folder,
+        seed=SEED,
+        schedule=STARDIST_SCHEDULE,
+        n_first=8,
+        n_features=32,
+        progress=Log(STARDIST_SCHEDULE.steps),
+    )
     validation = [embryo(VOLUME_SHAPE, seed=seed) for seed in VALIDATION_SEEDS]
     images = [image for volume in validation for image in chain(volume, deconvolved(volume))[:4]]
     labels = [volume.labels for volume in validation for _ in range(4)]
-    return train.optimize_thresholds(folder, images, labels)
+    return train.optimize_thresholds(folder, images, labels, nms_threshs=(0.2, 0.3))
 
 
 def stages(volume: SimulatedVolume, care: Any) -> dict[str, tuple[Image, Image]]:

@@ -1,24 +1,26 @@
 """Jobs that are killed at any moment go on where they stopped, and end byte for byte as if nothing had happened."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import psutil
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chunkrestore as cr
 from chunkrestore.cli import main
 from chunkrestore.jobs.ledger import ManifestMismatchError
+from chunkrestore.jobs.runner import BlockError
 from chunkrestore.psf import gaussian
 
 PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
@@ -50,43 +52,47 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-class _Disk:
-    """Counts the changes that this process makes to files, and ends its life at one of them."""
+class Disk:
+    """Sees every change that this process makes to files in a folder, and ends its life before one of them."""
 
     def __init__(self):
         self.folder = None
-        self.left = 0
-        self.n_changes = 0
+        self.changes = []
+        self.n_allowed = 0
+        # Such a hook cannot be removed; without a folder it does nothing.
         sys.addaudithook(self._hook)
 
     @contextmanager
     def dies_after(self, n_changes, folder):
-        self.folder, self.left, self.n_changes = str(folder), n_changes, 0
+        self.folder, self.n_allowed, self.changes = str(folder), n_changes, []
         try:
             yield
         finally:
             self.folder = None
 
     def _hook(self, event, arguments):
-        if self.folder is None or not self._changes(event, arguments):
+        if self.folder is None or not self._is_change(event, arguments):
             return
-        self.n_changes += 1
-        if self.n_changes > self.left:
+        if len(self.changes) >= self.n_allowed:
             raise Killed
+        self.changes.append((event, str(arguments[0]).removeprefix(self.folder)))
 
-    def _changes(self, event, arguments):
+    def _is_change(self, event, arguments):
         if event == "open":
-            path, mode, flags = arguments
-            writes = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
-            return writes and str(path).startswith(self.folder)
-        return event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") and str(
-            arguments[0]
-        ).startswith(self.folder)
+            _, mode, flags = arguments
+            if not (set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR)):
+                return False
+        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            return False
+        return str(arguments[0]).startswith(self.folder)
 
 
 @pytest.fixture(scope="module")
 def disk():
-    return _Disk()
+    return Disk()
+
+
+BLOCKS = {"block_shape": (8, 12, 24), **SERIAL}
 
 
 def chain():
@@ -97,34 +103,309 @@ def chain():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, disk):
-    """The input, an uninterrupted run of the chain, and how many changes to files it makes."""
+    """The input, the result of an uninterrupted run of the chain, and the changes to files that it makes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     image = write_input(folder)
     with disk.dies_after(10**9, folder):
-        cr.run(chain(), image, folder / "out.zarr", block_shape=(8, 12, 24), **SERIAL)
-        n_changes = disk.n_changes
-    return image, tree(folder / "out.zarr"), n_changes
+        cr.run(chain(), image, folder / "out.zarr", **BLOCKS)
+    return image, tree(folder / "out.zarr"), disk.changes
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=3))
-def test_killed_at_any_change_of_a_file_and_resumed(tmp_path_factory, disk, undisturbed, moments):
-    image, expected, n_changes = undisturbed
-    folder = tmp_path_factory.mktemp("killed")
+def run_and_die(disk, image, output, n_changes):
+    """Run the chain until it dies; return whether it came to its end before."""
+    with disk.dies_after(n_changes, output.parent), suppress(Killed):
+        cr.run(chain(), image, output, **BLOCKS)
+    return (journal_of(output).parent / "report.json").exists()
+
+
+def check_resumed(undisturbed, disk, folder, moments):
+    """Kill a job after so many changes to files, once or several times, then let it end."""
+    image, expected, _ = undisturbed
     output = folder / "out.zarr"
-    options = {"block_shape": (8, 12, 24), **SERIAL}
-    for moment in moments:
-        with disk.dies_after(int(moment * n_changes), folder):
-            try:
-                cr.run(chain(), image, output, **options)
-                break
-            except Killed:
-                pass
-    else:
-        report = cr.run(chain(), image, output, **options)
+    folder.mkdir()
+    if not any(run_and_die(disk, image, output, n_changes) for n_changes in moments):
+        report = cr.run(chain(), image, output, **BLOCKS)
         assert report.outputs == [str(output), str(output / "labels" / "labels")]
+        assert len(report.seams) == 4
     assert tree(output) == expected
-    done = Counter(finished_items(journal_of(output)))
-    assert max(done.values()) == 1
+    items = finished_items(journal_of(output))
+    assert len(items) == len(set(items))
+    with pytest.raises(FileExistsError, match="exists; give another store or pass `overwrite`"):
+        cr.run(chain(), image, output, **BLOCKS)
     kept = sorted(p.name for p in journal_of(output).parent.iterdir())
     assert kept == ["journal.jsonl", "manifest.json", "report.json"]
+
+
+def kind(change):
+    """Return a change without what tells one block, table or temporary file from the next."""
+    event, path = change
+    return event, re.sub(r"[0-9a-f]{32}|\d+", "#", path)
+
+
+def test_killed_before_each_kind_of_change(tmp_path, disk, undisturbed):
+    kinds = [kind(change) for change in undisturbed[2]]
+    moments = {kinds.index(k): k for k in dict.fromkeys(kinds)}
+    assert len(moments) > 20
+    for moment in moments:
+        check_resumed(undisturbed, disk, tmp_path / str(moment), [moment])
+
+
+@settings(max_examples=8)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=3))
+def test_killed_several_times(tmp_path_factory, disk, undisturbed, moments):
+    n_changes = [int(moment * len(undisturbed[2])) for moment in moments]
+    check_resumed(undisturbed, disk, tmp_path_factory.mktemp("killed") / "job", n_changes)
+
+
+@pytest.mark.slow
+def test_killed_before_every_change(tmp_path, disk, undisturbed):
+    for moment in range(len(undisturbed[2])):
+        check_resumed(undisturbed, disk, tmp_path / str(moment), [moment])
+
+
+@pytest.mark.slow
+def test_killed_while_an_output_is_replaced(tmp_path, disk, undisturbed):
+    """Started anew with `overwrite`, killed, resumed without: the new result, or a refusal and the old one."""
+    image, expected, _ = undisturbed
+    n_resumed = 0
+    for moment in range(0, len(undisturbed[2]), 3):
+        output = tmp_path / str(moment) / "out.zarr"
+        output.parent.mkdir()
+        cr.run([cr.RichardsonLucy(PSF, iterations=2, depth=3), cr.Threshold(3.0)], image, output, **BLOCKS)
+        old = tree(output)
+        with disk.dies_after(moment, output.parent), suppress(Killed):
+            cr.run(chain(), image, output, overwrite=True, **BLOCKS)
+        try:
+            cr.run(chain(), image, output, **BLOCKS)
+        except FileExistsError:
+            assert tree(output) == old
+        else:
+            assert tree(output) == expected
+            n_resumed += 1
+    assert n_resumed > 20
+
+
+def wait_for(condition, what):
+    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"waited {DEADLINE} s for {what}")
+        time.sleep(0.002)
+
+
+@contextmanager
+def command(*arguments):
+    """Run a command line in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chunkrestore", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def n_recorded(journal, stage):
+    return journal.read_bytes().count(b'"stage": "%s"' % stage.encode()) if journal.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def many_blocks(tmp_path_factory):
+    """A pipeline of 72 blocks in a file, and its undisturbed result."""
+    folder = tmp_path_factory.mktemp("many")
+    write_input(folder, (24, 48, 48))
+    np.save(folder / "psf.npy", PSF)
+    steps = [
+        {"operator": "richardson-lucy", "psf": str(folder / "psf.npy"), "depth": 8},
+        {"operator": "threshold"},
+    ]
+    content = {"input": str(folder / "in.zarr"), "output": "out.zarr", "steps": steps, "block": [8, 8, 12]}
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", str(path), "--cluster", "serial", "-q"])
+    return path, tree(folder / "out.zarr")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "stage"), [("serial", "blocks-0"), ("local", "blocks-0"), ("local", "paint")]
+)
+def test_the_driver_is_killed_and_the_command_repeated(many_blocks, tmp_path, cluster, stage):
+    original, expected = many_blocks
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(original.read_text())
+    journal = journal_of(tmp_path / "out.zarr")
+    with command("run", pipeline, "--cluster", cluster, "--workers", 2) as process:
+        wait_for(lambda: n_recorded(journal, stage) >= 5 or process.poll() is not None, "five blocks")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        before = finished_items(journal)
+        # Workers do not outlive their driver.
+        assert psutil.wait_procs(workers, timeout=DEADLINE)[1] == []
+    assert 5 <= sum(item[0] == stage for item in before) < 72
+    with journal.open("ab") as file:
+        file.write(b'{"stage": "blo')
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", str(pipeline), "--cluster", "serial", "-q"])
+    after = finished_items(journal)
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after))
+    assert tree(tmp_path / "out.zarr") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("cluster", ["serial", "local"])
+def test_an_interrupted_command_exits_with_75_and_can_be_repeated(many_blocks, tmp_path, cluster, number):
+    original, expected = many_blocks
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(original.read_text())
+    journal = journal_of(tmp_path / "out.zarr")
+    with command("run", pipeline, "--cluster", cluster, "--workers", 2, "-q") as process:
+        wait_for(lambda: n_recorded(journal, "blocks-0") >= 5 or process.poll() is not None, "five blocks")
+        # A terminal sends Ctrl-C to all processes, a batch system its signal to the driver or to all.
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 75
+    assert errors.splitlines()[-1] == (
+        "chunkrestore: interrupted; the same command, without --overwrite, goes on where it stopped"
+    )
+    assert "Traceback" not in errors
+    n_before = n_recorded(journal, "blocks-0")
+    assert 5 <= n_before < 72
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", str(pipeline), "--cluster", "serial", "-q"])
+    assert tree(tmp_path / "out.zarr") == expected
+    assert n_recorded(journal, "blocks-0") == 72
+
+
+def fail_after(monkeypatch, n_blocks, task="process"):
+    """Make a task fail after so many blocks."""
+    from chunkrestore.jobs import tasks
+
+    original, counter = getattr(tasks, task), itertools.count()
+
+    def failing(*arguments):
+        if next(counter) >= n_blocks:
+            raise OSError("disk is full")
+        return original(*arguments)
+
+    monkeypatch.setattr(tasks, task, failing)
+
+
+def test_a_failed_block_keeps_what_is_finished(tmp_path, monkeypatch, undisturbed):
+    image, expected, _ = undisturbed
+    with monkeypatch.context() as patch, pytest.raises(BlockError, match="OSError: disk is full"):
+        fail_after(patch, 3)
+        cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
+    report = cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
+    assert report.n_resumed == 3
+    assert tree(tmp_path / "out.zarr") == expected
+
+
+def test_a_job_killed_before_its_report_is_only_reported(tmp_path, monkeypatch, undisturbed):
+    image, expected, _ = undisturbed
+    first = cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
+    (journal_of(tmp_path / "out.zarr").parent / "report.json").unlink()
+    with monkeypatch.context() as patch:
+        for task in ("process", "probe_seam", "detect", "paint", "downsample", "summarize"):
+            fail_after(patch, 0, task)
+        again = cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
+    assert tree(tmp_path / "out.zarr") == expected
+    assert again.n_done == 0
+    told = ("operators", "outputs", "n_objects", "n_rounds", "seams", "plan")
+    assert {key: again.content()[key] for key in told} == {key: first.content()[key] for key in told}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"operators": [cr.Threshold(4.0)]}, r"passes\[0\].operators\[0\].value was 3.0, is 4.0"),
+        ({"block_shape": (8, 12, 12)}, r"passes\[0\].block_shape\[2\] was 24, is 12"),
+        ({"region": ((0, 8), (0, 24), (0, 24))}, r"input.picks\[0\]\[1\] was 16, is 8"),
+        ({"version": "0.4"}, "output.version was '0.5', is '0.4'"),
+    ],
+)
+def test_an_unfinished_job_with_other_parameters_is_refused(tmp_path, monkeypatch, changed, message):
+    image = write_input(tmp_path)
+    original = {"operators": [cr.Threshold(3.0)], "source": image, "output": tmp_path / "out.zarr", **BLOCKS}
+    with monkeypatch.context() as patch, pytest.raises(BlockError):
+        fail_after(patch, 3, "detect")
+        cr.run(**original)
+    before = tree(tmp_path)
+    with pytest.raises(ManifestMismatchError, match=message):
+        cr.run(**(original | changed))
+    assert tree(tmp_path) == before
+    report = cr.run(**(original | changed), overwrite=True)
+    assert report.n_resumed == 0
+
+
+def test_an_input_that_was_rewritten_is_another_input(tmp_path, monkeypatch):
+    lucy = cr.RichardsonLucy(PSF, iterations=1, depth=2)
+    middle = tmp_path / "middle.zarr"
+    cr.run(lucy, write_input(tmp_path), middle, **BLOCKS)
+    with monkeypatch.context() as patch, pytest.raises(BlockError):
+        fail_after(patch, 3)
+        cr.run(lucy, middle, tmp_path / "out.zarr", **BLOCKS)
+    cr.run(
+        cr.RichardsonLucy(PSF, iterations=2, depth=2), tmp_path / "in.zarr", middle, overwrite=True, **BLOCKS
+    )
+    with pytest.raises(ManifestMismatchError, match="input.attributes_sha256 was"):
+        cr.run(lucy, middle, tmp_path / "out.zarr", **BLOCKS)
+
+
+def test_starting_anew_forgets_the_unfinished_job(tmp_path, monkeypatch, undisturbed):
+    image, expected, _ = undisturbed
+    with monkeypatch.context() as patch, pytest.raises(BlockError):
+        fail_after(patch, 3, "paint")
+        cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
+    report = cr.run(chain(), image, tmp_path / "out.zarr", overwrite=True, **BLOCKS)
+    assert report.n_resumed == 0
+    assert tree(tmp_path / "out.zarr") == expected
+
+
+def test_another_job_at_the_same_output_is_not_resumed_into_it(tmp_path, monkeypatch):
+    """An image job that was left unfinished must not take another job's image for its own."""
+    image, output = write_input(tmp_path), tmp_path / "out.zarr"
+    first = [cr.RichardsonLucy(PSF, iterations=1, depth=2)]
+    with monkeypatch.context() as patch, pytest.raises(BlockError):
+        fail_after(patch, 3)
+        cr.run(first, image, output, **BLOCKS)
+    cr.run([*first, cr.Threshold(3.0)], image, output, overwrite=True, **BLOCKS)
+    with pytest.raises(FileExistsError, match="exists; give another store or pass `overwrite`"):
+        cr.run(first, image, output, **BLOCKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["detect", "settle-0.0-1", "paint"])
+def test_a_stardist_job_is_killed_and_the_command_repeated(tmp_path, stage):
+    pytest.importorskip("stardist", reason="needs the deep-learning extra")
+    from chunkrestore.simulate import embryo
+
+    data = embryo((32, 64, 64), seed=5, arrangement="tissue").image
+    cr.write_image(data, tmp_path / "in.zarr", axes="zyx", voxel_size=(1, 1, 1))
+    options = ["--model", STARDIST, "--block", "16,16,16", "--name", "nuclei", "--cluster", "serial", "-q"]
+    arguments = ["segment", str(tmp_path / "in.zarr")]
+    (tmp_path / "reference").mkdir()
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, str(tmp_path / "reference/out.zarr"), *options])
+    output = tmp_path / "out.zarr"
+    journal = journal_of(output, "labels-nuclei")
+    with command(*arguments, output, *options) as process:
+        wait_for(lambda: n_recorded(journal, stage) >= 2 or process.poll() is not None, "two blocks")
+        process.kill()
+    before = finished_items(journal)
+    assert 2 <= sum(item[0] == stage for item in before) < 32
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, str(output), *options])
+    after = finished_items(journal)
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after))
+    assert tree(output) == tree(tmp_path / "reference/out.zarr")

@@ -203,6 +203,9 @@ class Job:
         source = self._source(stages, position)
         reaches = stages.objects(work, operators, source)
         path = self.output / "labels" / self.label_name
+        for stray in path.parent.glob("*.partial") if overwrite else ():
+            # Of a killed attempt to list the labels; not for `clean_partial`, which would look into other labels.
+            stray.unlink(missing_ok=True)
         writer = _writer(
             stages,
             "labels",
@@ -302,7 +305,6 @@ def _writer(stages: Stages, name: str, path: Path, create: Callable[[], ImageWri
 
 def _list_labels(path: Path) -> None:
     """List labels that the job had published, but not listed yet, when it was killed."""
-    clean_partial(path.parent)
     labels = open_image(path)
     LabelsWriter(
         path=labels.path,
