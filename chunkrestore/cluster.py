@@ -25,6 +25,9 @@ The default of five minutes would restart such a worker, and its block with it, 
 _ALLOWED_FAILURES = 1
 """Worker processes that a block may lose before the job gives it up: one may be bad luck."""
 
+_IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""A terminal sends Ctrl-C to all processes; the driver alone ends the job, and its workers with it."""
+
 
 @contextmanager
 def connect(cluster: Cluster = "auto", *, n_workers: int | None = None) -> Iterator[Client | None]:
@@ -105,6 +108,7 @@ def _local(n_workers: int) -> Iterator[Client]:
                 "distributed.scheduler.worker-ttl": _WORKER_TTL,
                 "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES,
                 "distributed.admin.tick.limit": "1 hour",
+                "distributed.worker.preload": [_IGNORE_INTERRUPTS],
                 pre_spawn: {**dask.config.get(pre_spawn), **environment},
             }
         ),

@@ -14,7 +14,7 @@ import numpy as np
 from chunkrestore.cluster import Cluster, connect
 from chunkrestore.grid import BlockGrid
 from chunkrestore.metrics import match_instances, psnr, same_instances, seam_error
-from chunkrestore.ome_zarr import OmeZarrImage, open_image, write_image, write_labels
+from chunkrestore.ome_zarr import open_image, write_image, write_labels
 
 if TYPE_CHECKING:
     from chunkrestore.jobs.report import Report
@@ -30,9 +30,10 @@ ITERATIONS = 20
 
 REAL_VOXEL_SIZE = (0.29, 0.26, 0.26)
 """Micrometres (z, y, x) of the real volume, as scikit-image documents its ``cells3d``."""
-REAL_LEVEL = 1
-"""Resolution at which the real nuclei have the size that the demo network was trained on."""
-REAL_BLOCK = (16, 48, 48)
+CARE_LEVEL, STARDIST_LEVEL = 1, 2
+"""Levels of the real volume that the networks see: its nuclei are 45 voxels wide at level 0, four times what
+the demo networks were trained on."""
+REAL_BLOCK = (32, 96, 96)
 REAL_FWHM_UM = (0.9, 0.35, 0.35)
 """Assumed point spread function of the real microscope, which was not published with the volume."""
 
@@ -188,30 +189,30 @@ def _real(folder: Path, cluster: Cluster, quiet: bool, say: Any) -> Scene:
     store, deconvolved, restored = (
         folder / f"{n}.ome.zarr" for n in ("nuclei", "nuclei-deconvolved", "nuclei-restored")
     )
-    say(f"real nuclei, {' x '.join(map(str, image.shape))} voxels, processed at level {REAL_LEVEL}")
+    say(
+        f"real nuclei, {' x '.join(map(str, image.shape))} voxels; CARE at level {CARE_LEVEL}, "
+        f"StarDist at level {STARDIST_LEVEL}"
+    )
     written = write_image(image, store, axes="zyx", voxel_size=REAL_VOXEL_SIZE, channels=["nuclei"])
     write_labels(truth.astype(np.int32), store, name="truth", like=written)
-    size = open_image(store).levels[REAL_LEVEL].voxel_size
-    sigma = [fwhm / 2.355 / step for fwhm, step in zip(REAL_FWHM_UM, size, strict=True)]
+    sigma = [fwhm / 2.355 / step for fwhm, step in zip(REAL_FWHM_UM, REAL_VOXEL_SIZE, strict=True)]
 
     lucy = RichardsonLucy(
         gaussian(tuple(sigma)), iterations=ITERATIONS, background=float(np.percentile(image, 1))
     )
-    options: dict[str, Any] = {"cluster": cluster, "block_shape": REAL_BLOCK, "quiet": quiet}
-    first = run(lucy, store, deconvolved, level=REAL_LEVEL, **options)
-    second = run(
-        [Care("care3d-demo"), StarDist("stardist3d-demo")],
-        deconvolved,
-        restored,
-        label_name="nuclei",
-        **options,
-    )
-
-    scene = _scene("real nuclei", store, deconvolved, restored, level=REAL_LEVEL)
-    true = np.asarray(open_image(store).label("truth").level(REAL_LEVEL))
+    options: dict[str, Any] = {"cluster": cluster, "quiet": quiet}
+    halved = tuple(b // 2 for b in REAL_BLOCK)
+    labels: dict[str, Any] = {"label_name": "nuclei", "level": STARDIST_LEVEL - CARE_LEVEL}
+    reports = [
+        run(lucy, store, deconvolved, block_shape=REAL_BLOCK, **options),
+        run(Care("care3d-demo"), deconvolved, restored, level=CARE_LEVEL, block_shape=halved, **options),
+        run(StarDist("stardist3d-demo"), restored, restored, block_shape=halved, **labels, **options),
+    ]
+    scene = _scene("real nuclei", store, deconvolved, restored)
+    true = np.asarray(open_image(store).label("truth").level(STARDIST_LEVEL))
     _say_objects(scene.labels, true, say)
-    say(f"  seams      rms {first.seam_rms:.1e} of the dynamic range on probed block borders")
-    _say_speed([first, second], say)
+    say(f"  seams      rms {reports[0].seam_rms:.1e} of the dynamic range on probed block borders")
+    _say_speed(reports, say)
     return scene
 
 
@@ -243,21 +244,15 @@ def _say_speed(reports: Sequence[Report], say: Any) -> None:
     for report in reports:
         names = " -> ".join(dict.fromkeys(o["operator"] for o in report.operators))
         seconds = sum(report.seconds.values())
-        say(f"  throughput {names}: {(report.voxels_per_second or 0) / 1e6:.2f} megavoxels/s ({seconds:.0f} s)")
+        say(
+            f"  throughput {names}: {(report.voxels_per_second or 0) / 1e6:.2f} megavoxels/s ({seconds:.0f} s)"
+        )
 
 
-def _scene(title: str, raw: Path, deconvolved: Path, restored: Path, *, level: int = 0) -> Scene:
-    def load(image: OmeZarrImage, k: int = 0) -> np.ndarray:
-        return np.asarray(image.level(k))
-
-    labelled = open_image(restored)
-    return Scene(
-        title,
-        load(open_image(raw), level),
-        load(open_image(deconvolved)),
-        load(labelled),
-        load(labelled.label("nuclei")),
-    )
+def _scene(title: str, raw: Path, deconvolved: Path, restored: Path) -> Scene:
+    images = [open_image(store) for store in (raw, deconvolved, restored)]
+    volumes = [np.asarray(image.data) for image in (*images, images[-1].label("nuclei"))]
+    return Scene(title, *volumes)
 
 
 def _check_packages() -> None:
@@ -303,8 +298,10 @@ def draw(scenes: Sequence[Scene], path: Path) -> None:
             low, high = np.percentile(plane, (1, 99.7))
             axis.imshow(plane, cmap="inferno", vmin=low, vmax=high, interpolation="nearest")
             axis.set_title(f"{scene.title}, {view}: {name}", color="white", fontsize=11)
-        row[3].imshow(_plane(scene.raw, view), cmap="gray", interpolation="nearest")
-        row[3].imshow(_colours(_plane(scene.labels, view)), interpolation="nearest")
+        # Labels may be of a coarser level: both are stretched over the same square.
+        whole = {"extent": (0, 1, 1, 0), "interpolation": "nearest"}
+        row[3].imshow(_plane(scene.raw, view), cmap="gray", **whole)
+        row[3].imshow(_colours(_plane(scene.labels, view)), **whole)
         row[3].set_title(f"{scene.labels.max()} objects", color="white", fontsize=11)
         for axis in row:
             axis.set_axis_off()

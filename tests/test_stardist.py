@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -189,7 +191,7 @@ def operator_for(folders, name, image, n_candidates, **kwargs):
 def case_3d(folders):
     """A volume no length of which is a multiple of the pooling grid, 2, and its untiled instances."""
     image = image_of((23, 37, 35))
-    operator = operator_for(folders, "3d-grid1", image, 300)
+    operator = operator_for(folders, "3d-grid1", image, 220)
     labels, points = untiled(operator, image)
     assert len(points) > 40
     return operator, image, labels, points
@@ -253,10 +255,10 @@ def test_a_trained_network_finds_the_nuclei_of_the_whole(demo_case, edges):
         (
             "3d-grid2",
             (22, 50, 61),
-            250,
+            120,
             [((0, 22), (0, 25, 50), (0, 33, 61)), ((0, 7, 22), (0, 50), (0, 13, 14, 61))],
         ),
-        ("3d-resnet", (20, 44, 40), 250, [((0, 11, 20), (0, 22, 44), (0, 19, 40))]),
+        ("3d-resnet", (20, 44, 40), 120, [((0, 11, 20), (0, 22, 44), (0, 19, 40))]),
         (
             "2d",
             (150, 133),
@@ -450,6 +452,31 @@ def test_nothing_is_printed(case_3d, capfd):
     operator, image, *_ = case_3d
     replace(operator, prob_thresh=0.97)(image[:12])
     assert capfd.readouterr().out == ""
+
+
+MEASURE = """
+import numpy as np
+from chunkrestore.operators.stardist import StarDist
+from chunkrestore.grid import Block
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+operator = StarDist("stardist3d-demo", normalization=(100, 300))
+image = np.random.default_rng(0).integers(100, 200, (64, 160, 158)).astype(np.uint16)
+operator.detect(image[:32, :32, :32], Block.whole((32, 32, 32)))
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+operator.detect(image, Block.whole(image.shape))
+print((status("VmHWM") - before) / operator.memory_nbytes(image.shape))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")
+def test_memory_formula_is_the_measured_peak_within_a_third():
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True
+    ).stdout
+    assert 0.66 < float(output) <= 1.0
 
 
 # Refusals

@@ -148,15 +148,17 @@ class StarDist:
         return Halo(tuple(depth), geometry.align)  # type: ignore[arg-type]
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
-        """Return the peak of `detect`: image, then the network, or its output with every point a candidate.
+        """Return the peak of `detect`: the prepared image, and then the network or its candidates.
 
-        Image, normalised and padded (3 float32 per voxel); then the feature maps, or the distances with three
-        copies (masked, limited, sorted), which holds for any data.
+        Three float32 per voxel of the image (converted, padded, handed over); the feature maps, or the
+        distances and three copies of those of candidates (masked, limited, sorted), as long as at most one
+        point of the prediction grid in four is a candidate. Crowded nuclei give one in ten.
         """
         config = self._config
         padded = self._padded_shape(read_shape)
-        output = 4 * math.prod(padded) * (config.n_rays + 1) // math.prod(config.grid)
-        return max(network_nbytes(config, padded), 4 * output) + 3 * 4 * math.prod(padded)
+        n_points = math.prod(padded) // math.prod(config.grid)
+        candidates_nbytes = 7 * n_points * (config.n_rays + 1)
+        return max(network_nbytes(config, padded), candidates_nbytes) + 3 * 4 * math.prod(padded)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the parameters and the model's digest."""
