@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -282,6 +283,8 @@ def demo(output: str, cluster: str, quiet: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad arguments or input, 75 interrupted and resumable."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # An interrupt may hit Dask between two lines of its own clean-up, which then logs a traceback.
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
     with _interrupted_by_termination():
         status = _status(arguments)
     sys.exit(status)

@@ -121,7 +121,8 @@ def _local(n_workers: int) -> Iterator[Client]:
             dashboard_address="127.0.0.1:0",
             silence_logs=40,
         ) as local,
-        Client(local) as client,
+        # Not the default: other dask work of the calling process stays where it was.
+        Client(local, set_as_default=False) as client,
     ):
         yield client
 
@@ -131,7 +132,7 @@ def _remote(cluster: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(_address(cluster), timeout=_TIMEOUT)
+        client = Client(_address(cluster), timeout=_TIMEOUT, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ConnectionError(
             f"no Dask scheduler answers at `cluster` {cluster!r}; check the address, or start one with "

@@ -181,10 +181,24 @@ def test_serial_needs_no_client():
 
 
 def test_a_client_is_used_and_left_open(client):
-    for given in (client, "auto"):
-        with connect(given) as used:
-            assert used is client
-        assert client.status == "running"
+    with connect(client) as same:
+        assert same is client
+    assert client.status == "running"
+
+
+def test_auto_uses_the_client_that_is_open_in_this_process(client):
+    from distributed import Client
+
+    with Client(client.scheduler.address) as users:
+        with connect("auto") as same:
+            assert same is users
+        assert users.status == "running"
+
+
+def test_a_cluster_of_a_job_is_not_made_the_default_of_other_dask_work(client):
+    import dask
+
+    assert dask.config.get("scheduler", None) is None
 
 
 def test_an_address_or_a_scheduler_file_is_connected_to(client, tmp_path):

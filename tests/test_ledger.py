@@ -78,7 +78,7 @@ def test_another_manifest_is_refused_with_what_differs(tmp_path, begun):
     assert "input.store was 'a.zarr', is 'b.zarr'" in message
     assert "passes[0].depth[1] was 4, is 8" in message
     assert "versions.numpy was '2.1', is None" in message
-    assert "`overwrite`" in message
+    assert "(--overwrite)" in message
     assert Ledger(tmp_path).manifest() == MANIFEST
 
 

@@ -131,7 +131,7 @@ def check_resumed(undisturbed, disk, folder, moments):
     assert tree(output) == expected
     items = finished_items(journal_of(output))
     assert len(items) == len(set(items))
-    with pytest.raises(FileExistsError, match="exists; give another store or pass `overwrite`"):
+    with pytest.raises(FileExistsError, match="exists; give another store or pass overwrite=True"):
         cr.run(chain(), image, output, **BLOCKS)
     kept = sorted(p.name for p in journal_of(output).parent.iterdir())
     assert kept == ["journal.jsonl", "manifest.json", "report.json"]
@@ -392,7 +392,7 @@ def test_another_job_at_the_same_output_is_not_resumed_into_it(tmp_path, leave_u
     lucy = cr.RichardsonLucy(PSF, iterations=1, depth=2)
     leave_unfinished("process", 3, lucy, image, output, **BLOCKS)
     cr.run([lucy, cr.Threshold(3.0)], image, output, overwrite=True, **BLOCKS)
-    with pytest.raises(FileExistsError, match="exists; give another store or pass `overwrite`"):
+    with pytest.raises(FileExistsError, match="exists; give another store or pass overwrite=True"):
         cr.run(lucy, image, output, **BLOCKS)
 
 

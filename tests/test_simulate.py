@@ -128,7 +128,7 @@ def test_forward_noise_has_the_variance_of_the_model():
 def test_forward_does_not_shift_and_blurs_to_the_width_of_the_psf():
     psf = light_sheet_psf()
     truth = np.zeros((41, 41, 41), np.float32)
-    truth[20, 20, 20] = 4e6
+    truth[20, 20, 20] = 2e6
     image = forward(truth, psf, seed=3, camera=Camera(background=0, gain=1, offset=0, read_noise=0)).astype(
         float
     )
@@ -138,8 +138,8 @@ def test_forward_does_not_shift_and_blurs_to_the_width_of_the_psf():
         others = tuple(j for j in range(3) if j != i)
         profile, expected = image.sum(others) / image.sum(), psf.sum(others)
         centre = profile @ axis
-        # The mean of four million photons wanders by the width over two thousand.
-        assert abs(centre - 20) < 5 * 4 / 2000
+        # The mean of two million photons wanders by the width over 1400.
+        assert abs(centre - 20) < 5 * 2.4 / 1400
         width = profile @ (axis - centre) ** 2
         assert width == pytest.approx(
             expected @ (np.arange(len(expected)) - len(expected) // 2) ** 2, rel=0.01

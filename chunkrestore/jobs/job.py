@@ -115,7 +115,9 @@ class Job:
         if not (is_image(self.output) or unfinished_state(str(self.output))):
             raise ValueError(f"`output` {self.output} exists and is no OME-Zarr image; give another store")
         if not overwrite:
-            raise FileExistsError(f"`output` {self.output} exists; give another store or pass `overwrite`")
+            raise FileExistsError(
+                f"`output` {self.output} exists; give another store or pass overwrite=True (--overwrite)"
+            )
 
     def _check_labels_output(self, overwrite: bool) -> None:
         if not (
@@ -129,7 +131,8 @@ class Job:
                 )
         if (self.output / "labels" / self.label_name).exists() and not overwrite:
             raise FileExistsError(
-                f"labels {self.label_name!r} exist in {self.output}; give another `label_name` or pass `overwrite`"
+                f"labels {self.label_name!r} exist in {self.output}; give another `label_name` or pass "
+                "overwrite=True (--overwrite)"
             )
 
     def numbers(self, stages: Stages, position: int, source: RegionReader) -> dict[Plane, Numbers]:

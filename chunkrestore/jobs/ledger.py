@@ -72,7 +72,7 @@ class Ledger:
         if changes:
             raise ManifestMismatchError(
                 f"the unfinished job in {self.folder} was started with something else: "
-                f"{'; '.join(changes)}. Repeat it as it was, or start anew with `overwrite`"
+                f"{'; '.join(changes)}. Repeat it as it was, or start anew with overwrite=True (--overwrite)"
             )
 
     def begin(self, manifest: Mapping[str, Any], *, anew: bool = False) -> None:

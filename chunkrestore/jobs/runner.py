@@ -71,7 +71,7 @@ def _map_on_cluster(
 
     waiting = iter(items)
     running: dict[Future, Item] = {}
-    completed = as_completed()
+    completed = as_completed(loop=client.loop)
     window = _Window(client)
 
     def refill() -> None:

@@ -1,0 +1,1 @@
+"""Array code of one block: eager, pure, on NumPy or CuPy."""

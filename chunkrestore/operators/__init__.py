@@ -1,0 +1,1 @@
+"""Operators: parameters, halo, memory and a call on one block."""
