@@ -218,8 +218,10 @@ def tensorflow() -> Any:
 
     Variables that are set already are kept: ``TF_ENABLE_ONEDNN_OPTS=1`` (not the default on every CPU;
     3-D convolutions are several times faster), ``TF_CPP_MIN_LOG_LEVEL=2``, and
-    ``TF_FORCE_GPU_ALLOW_GROWTH=true`` (otherwise TensorFlow takes all device memory from CuPy).
+    ``TF_FORCE_GPU_ALLOW_GROWTH=true`` (otherwise TensorFlow takes all device memory from CuPy), and
+    ``OMP_WAIT_POLICY=passive`` (StarDist's idle OpenMP threads would spin, and slow its suppression down).
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -374,7 +374,7 @@ def test_stardist_eager_lazy_and_job_give_identical_labels(embryo, tmp_path):
 
 
 @KERAS
-@pytest.mark.parametrize("normalization", [(100.0, 400.0), None])
+@pytest.mark.parametrize("normalization", [(100.0, 400.0), pytest.param(None, marks=pytest.mark.slow)])
 def test_a_chain_of_three_writes_the_image_and_the_labels(embryo, tmp_path, normalization):
     image, data = embryo
     deconvolve = cr.RichardsonLucy(PSF, iterations=2, depth=2 * 2 * RADIUS)

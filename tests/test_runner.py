@@ -1,6 +1,5 @@
 """Running one function over many items in this process; `test_cluster.py` has the same on a cluster."""
 
-import gc
 import weakref
 
 import numpy as np
@@ -72,7 +71,6 @@ def test_no_result_is_kept():
     for _, result in Runner(None).map(lambda item: np.zeros(4).view(Result), ITEMS, lambda _: ()):
         alive.append(weakref.ref(result))
         del result
-        gc.collect()
         assert sum(reference() is not None for reference in alive) <= 1
 
 

@@ -3,9 +3,9 @@
 A voxel belongs to the best-ranked shape that contains it, as in StarDist. "Contains" is decided here with
 StarDist's own floating-point operations, in the coordinates of the volume, one voxel at a time, so that a
 region shows exactly the voxels that a rendering of the whole volume would show there. Rendering a region by
-StarDist's routine, in the region's coordinates, rounds differently: about one surface voxel per thousand
-objects at coordinates near 100, one per ten objects near 1000. (That routine also does not return for a
-polyhedron that lies wholly at negative coordinates.)
+StarDist's routine, in the region's coordinates, rounds differently: measured, one voxel in 300 objects at
+coordinates of 100, one in 120 at 1000, one in 9 at 10000. (That routine also does not return for a polyhedron
+that lies wholly at negative coordinates.)
 """
 
 from __future__ import annotations

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from chunkrestore import models
-from chunkrestore.backend import to_numpy
-from chunkrestore.grid import Block, Halo
-from chunkrestore.kernels.network import network_nbytes, run_network, stardist_geometry
+from chunkrestore.grid import Block
+from chunkrestore.kernels.network import NetworkGeometry, network_nbytes, run_network, stardist_geometry
 from chunkrestore.kernels.star_convex import Rays, candidates, library, ranks, suppress
 from chunkrestore.kernels.star_painting import paint
 from chunkrestore.kernels.star_settling import SLACK, settle
-from chunkrestore.operators.base import Array, Table, check_image, labels_dtype
-from chunkrestore.statistics import NonFiniteError, as_percentiles, of_array
-
-_EPS = np.float32(1e-20)
-# CSBDeep's guard against division by zero in `normalize_mi_ma`; kept so that results are the same.
+from chunkrestore.operators.base import Array, Table, labels_dtype
+from chunkrestore.operators.network import NetworkOperator
+from chunkrestore.statistics import of_array
 
 _LONGEST_AXIS = 2**18
 # StarDist computes with float32 coordinates, which resolve 1/64 voxel up to here.
 
 
 @dataclass(frozen=True)
-class StarDist:
+class StarDist(NetworkOperator):
     """Segment nuclei (or other star-convex objects) with a StarDist network, 2-D or 3-D.
 
     The same objects, voxel by voxel, as ``predict_instances`` on the whole normalised volume with
@@ -84,8 +81,10 @@ class StarDist:
     name = "stardist"
     paint_reads_image = False
 
+    _kinds: ClassVar[tuple[models.Kind, ...]] = ("stardist2d", "stardist3d")
+
     def __post_init__(self) -> None:
-        models.kind(self.model, "stardist2d", "stardist3d")
+        super().__post_init__()
         own = models.thresholds(self.model)
         for name, default in zip(("prob_thresh", "nms_thresh"), own, strict=True):
             given = getattr(self, name)
@@ -93,59 +92,26 @@ class StarDist:
             if not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, got {given}")
             object.__setattr__(self, name, value)
-        low, high = (float(p) for p in self.percentiles)
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"`percentiles` must rise within 0 to 100, got {self.percentiles}")
-        object.__setattr__(self, "percentiles", (low, high))
-        if self.normalization is not None:
-            low, high = (float(v) for v in self.normalization)
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"`normalization` must be two finite numbers low < high, got {low, high}")
-            object.__setattr__(self, "normalization", (low, high))
-        object.__setattr__(self, "model", models.reference(self.model))
-        object.__setattr__(self, "digest", models.check_digest(self.model, self.digest))
-        if self.depth is not None:
-            object.__setattr__(self, "depth", self._checked_depth(self.depth))
 
     @property
-    def needs(self) -> frozenset[float | str]:
-        """Both percentiles, until `normalization` is known."""
-        return frozenset() if self.normalization is not None else frozenset(self.percentiles)
-
-    def resolve(self, statistics: Mapping[float | str, float]) -> Self:
-        """Return this operator with its normalisation decided."""
-        if self.normalization is not None:
-            return self
-        return replace(self, normalization=as_percentiles(statistics, self.percentiles))
+    def _geometry(self) -> NetworkGeometry:
+        return stardist_geometry(self._config)
 
     def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         """Raise `ValueError` if a volume of `shape` and `dtype` cannot be processed."""
-        config = self._config
-        axes = config.axes.replace("C", "")
-        if axes not in ("YX", "ZYX"):
-            raise ValueError(f"`model` {self.model} has axes {axes}; only YX and ZYX can be used")
-        if len(shape) != len(axes):
-            raise ValueError(
-                f"`model` {self.model} works on axes {axes.lower()} but the image has {len(shape)} spatial "
-                f"axes; use a model trained on {len(shape)}-D images"
-            )
-        check_image(shape, dtype)
-        if config.n_channel_in != 1:
-            raise ValueError(
-                f"`model` {self.model} takes {config.n_channel_in} channels; only models with one channel "
-                "in can be used"
-            )
+        super().check(shape, dtype)
         if max(shape) > _LONGEST_AXIS:
             raise ValueError(
                 f"`image` has shape {tuple(shape)}; StarDist's coordinates are accurate up to {_LONGEST_AXIS} "
                 "voxels per axis, crop the image"
             )
 
-    def halo(self, shape: Sequence[int]) -> Halo:
-        """Return the receptive field on the pooling grid; StarDist pads volumes at their end only."""
-        geometry = stardist_geometry(self._config)
-        depth = geometry.depth if self.depth is None else self.depth
-        return Halo(tuple(depth), geometry.align)  # type: ignore[arg-type]
+    def _check_channels(self, config: SimpleNamespace) -> None:
+        if config.n_channel_in != 1:
+            raise ValueError(
+                f"`model` {self.model} takes {config.n_channel_in} channels; only models with one channel "
+                "in can be used"
+            )
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
         """Return the peak of `detect`: the prepared image, and then the network or its candidates.
@@ -197,17 +163,9 @@ class StarDist:
         NonFiniteError
             If a voxel is NaN or infinite.
         """
-        if self.normalization is None:
-            raise ValueError(
-                "`normalization` is not decided; call `resolve` with the whole volume's percentiles"
-            )
-        self._check_block(tuple(image.shape), block)
-        host = to_numpy(image)
-        if host.dtype.kind == "f" and not np.isfinite(host).all():
-            raise NonFiniteError(f"{block} holds voxels that are NaN or infinite; replace them first")
+        normalized = self._normalized(image, block)
         library()
-        network = models.load(self.model, expected_digest=self.digest).keras_model
-        prob, dist = run_network(network, self._prepared(host, block)[..., np.newaxis])[:2]
+        prob, dist = run_network(self._network(), self._padded(normalized, block)[..., np.newaxis])[:2]
         table = candidates(
             prob[..., 0],
             dist,
@@ -260,12 +218,8 @@ class StarDist:
         numbered = operator.number({block.index: operator.detect(image, block)})
         return operator.paint(None, block, numbered[block.index])
 
-    def _prepared(self, image: np.ndarray, block: Block) -> np.ndarray:
-        """Normalise, and reflect at the end of the volume as StarDist pads the whole volume, in float32."""
-        low, high = np.array(self.normalization, np.float32)
-        normalized = image.astype(np.float32)
-        normalized -= low
-        normalized /= high - low + _EPS
+    def _padded(self, normalized: np.ndarray, block: Block) -> np.ndarray:
+        """Reflect at the end of the volume, as StarDist pads the whole volume."""
         padded = self._padded_shape(block.volume_shape)
         missing = [
             (0, (m - n) * last)
@@ -274,47 +228,11 @@ class StarDist:
         return np.pad(normalized, missing, mode="reflect")
 
     def _padded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(
-            -(-n // a) * a for n, a in zip(shape, stardist_geometry(self._config).align, strict=True)
-        )
-
-    @property
-    def _config(self) -> SimpleNamespace:
-        return _config(self.model, str(self.digest))
+        return tuple(-(-n // a) * a for n, a in zip(shape, self._geometry.align, strict=True))
 
     @property
     def _rays(self) -> Rays:
         return _rays(self.model, str(self.digest))
-
-    def _checked_depth(self, depth: int | Sequence[int]) -> tuple[int, ...]:
-        least = stardist_geometry(self._config).depth
-        given = (depth,) * len(least) if isinstance(depth, int) else tuple(depth)
-        if len(given) != len(least) or any(d < n for d, n in zip(given, least, strict=False)):
-            raise ValueError(
-                f"`depth` {depth} is less than what the network looks at: at least {least} is needed for the "
-                "tiled result to equal the untiled one"
-            )
-        return given
-
-    def _check_block(self, image_shape: tuple[int, ...], block: Block) -> None:
-        if image_shape != block.read_shape:
-            raise ValueError(f"`image` has shape {image_shape} but {block} reads {block.read_shape}")
-        halo = self.halo(block.volume_shape)
-        needed = halo.read(block.core, block.volume_shape)
-        for axis, (read, least) in enumerate(zip(block.read, needed, strict=True)):
-            n, align = block.volume_shape[axis], halo.align[axis]
-            aligned = read.start % align == 0 and (read.stop % align == 0 or read.stop == n)
-            if not aligned or read.start > least.start or read.stop < least.stop:
-                raise ValueError(
-                    f"{block} reads {read.start}:{read.stop} on axis {axis}, but its core needs at least "
-                    f"{least.start}:{least.stop}, in multiples of {align}; use `halo(shape)` of this operator"
-                )
-
-
-@lru_cache(maxsize=64)
-def _config(model: str, digest: str) -> SimpleNamespace:
-    """Return a model's configuration; the digest is part of the cache's key."""
-    return models.config(model)
 
 
 @lru_cache(maxsize=64)
