@@ -196,7 +196,9 @@ def suppress(rows: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]
     dist, points = rows["dist"][order], rows["points"][order].astype(np.float32)
     nms = library().nms
     if len(rays.faces):
-        survives = nms.non_maximum_suppression_3d_inds(dist, points, rays, scores, thresh=nms_thresh, verbose=0)
+        survives = nms.non_maximum_suppression_3d_inds(
+            dist, points, rays, scores, thresh=nms_thresh, verbose=0
+        )
     else:
         # Its tree leaves out pairs beyond a distance that depends on the largest polygon in the table.
         survives = nms.non_maximum_suppression_inds(
