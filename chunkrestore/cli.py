@@ -283,9 +283,10 @@ def demo(output: str, cluster: str, quiet: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad arguments or input, 75 interrupted and resumable."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    # An interrupt may hit Dask between two lines of its own clean-up, which then logs a traceback.
-    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
-    with _interrupted_by_termination():
+    # An interrupt may hit Dask between two lines of its own clean-up, which then logs a traceback. (A level
+    # would not do: Dask sets levels when it is imported.)
+    logging.getLogger("tornado.application").addFilter(_nothing)
+    with _interrupted_by_signals():
         status = _status(arguments)
     sys.exit(status)
 
@@ -316,21 +317,39 @@ def _status_of(error: Exception) -> int:
     return 2 if isinstance(error, bad_input) else 1
 
 
+def _nothing(_record: logging.LogRecord) -> bool:
+    """Let no record pass."""
+    return False
+
+
 def _complain(message: str) -> None:
     click.echo(f"chunkrestore: {' '.join(message.split())}", err=True)
 
 
 @contextmanager
-def _interrupted_by_termination() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send before they kill, do what Ctrl-C does."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, do what Ctrl-C does.
+
+    The exception that a signal raises is lost if it strikes inside a finaliser; the runner looks for it again
+    before the next block.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from chunkrestore.jobs.runner import interrupted
+
+    def interrupt(_number: int, _frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    interrupted.clear()
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        interrupted.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> None:

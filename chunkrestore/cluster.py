@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,8 @@ def _local(n_workers: int) -> Iterator[Client]:
             host="127.0.0.1",
             # Without an address Dask's dashboard listens on every interface.
             dashboard_address="127.0.0.1:0",
-            silence_logs=40,
+            # What goes wrong is raised. What Dask logs as well, its own shutdown included, only hides it.
+            silence_logs=logging.CRITICAL,
         ) as local,
         # Not the default: other dask work of the calling process stays where it was.
         Client(local, set_as_default=False) as client,

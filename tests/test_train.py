@@ -11,6 +11,9 @@ from chunkrestore.simulate import Nuclei, embryo
 
 SMALL = train.Schedule(steps=4, learning_rate=1e-3, batch_size=2, patch_shape=(8, 16, 16))
 
+# Keras 3.15 converts variables without NumPy 2's `copy` keyword when it saves them.
+KERAS_SAVES = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def volume():
@@ -107,27 +110,29 @@ def test_stardist_patches_favour_objects():
 
 
 @pytest.mark.slow
+@KERAS_SAVES
 def test_care_learns_loads_and_repeats_itself(volume, tmp_path):
     pytest.importorskip("csbdeep")
     low, high = np.percentile(volume.image, (2, 99.8))
     pair = train.normalize(volume.image, low, high), train.normalize(volume.reference, low, high)
-    schedule = train.Schedule(steps=60, learning_rate=3e-3, patch_shape=(16, 32, 32))
+    schedule = train.Schedule(steps=150, learning_rate=3e-3, patch_shape=(16, 32, 32))
     runs = [
         train.train_care([pair[0]], [pair[1]], tmp_path / name, seed=3, schedule=schedule, n_first=4)
         for name in ("one", "two")
     ]
     np.testing.assert_allclose(runs[0].loss[:10], runs[1].loss[:10], rtol=1e-3)
-    assert runs[0].loss[-10:].mean() < 0.8 * runs[0].loss[:10].mean()
     assert models.kind(runs[0].folder) == "care"
     model = models.load(runs[0].folder)
     before = np.mean((pair[0] - pair[1]) ** 2)
     after = np.mean(
         (model.keras_model.predict(pair[0][None, ..., None], verbose=0)[0, ..., 0] - pair[1]) ** 2
     )
-    assert after < before
+    print(after,before)
+    assert after < 0.8 * before
 
 
 @pytest.mark.slow
+@KERAS_SAVES
 def test_stardist_learns_loads_and_gets_thresholds(volume, tmp_path):
     pytest.importorskip("stardist")
     image = train.normalize(volume.reference, *np.percentile(volume.reference, (1, 99.8)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,10 @@ _REFRESH_SECONDS = 5.0
 
 Arguments: TypeAlias = Callable[[Item], tuple[Any, ...]]
 """Gives the arguments of a task after its item."""
+
+
+interrupted = threading.Event()
+"""Set by whoever catches signals: no more blocks are started."""
 
 
 class BlockError(RuntimeError):
@@ -62,6 +67,7 @@ class Runner:
             except Exception as error:
                 raise _block_error(item, error) from error
             yield item, result
+            _stop_if_interrupted()
 
 
 def _map_on_cluster(
@@ -87,12 +93,18 @@ def _map_on_cluster(
             yield item, _result(item, future)
             # Released at once: a result that is still held when its worker dies would be computed again.
             future.release()
+            _stop_if_interrupted()
             refill()
     except (OSError, CancelledError) as error:
         raise ClusterLostError("the Dask scheduler is gone; what is finished is kept") from error
     finally:
         if running and client.status == "running":
             client.cancel(list(running))
+
+
+def _stop_if_interrupted() -> None:
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 class _Window:
