@@ -127,7 +127,6 @@ def test_care_learns_loads_and_repeats_itself(volume, tmp_path):
     after = np.mean(
         (model.keras_model.predict(pair[0][None, ..., None], verbose=0)[0, ..., 0] - pair[1]) ** 2
     )
-    print(after,before)
     assert after < 0.8 * before
 
 
