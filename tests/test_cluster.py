@@ -270,3 +270,17 @@ def test_a_lost_scheduler_is_an_interruption(tmp_path):
             if process is not None:
                 process.kill()
                 process.wait()
+
+
+def test_the_environment_of_workers_does_not_stay_in_this_process():
+    names = {*worker_environment(1), "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+
+    def here():
+        return {name: os.environ.get(name) for name in names}
+
+    before = here()
+    with connect("local", n_workers=1) as client:
+        assert here() == before
+        found = client.run(lambda: os.environ["OMP_NUM_THREADS"])
+        assert set(found.values()) == {str(usable_cores())}
+    assert here() == before
