@@ -272,8 +272,10 @@ def test_a_lost_scheduler_is_an_interruption(tmp_path):
                 process.wait()
 
 
-def test_the_environment_of_workers_does_not_stay_in_this_process():
+def test_the_environment_of_workers_does_not_stay_in_this_process(monkeypatch):
     names = {*worker_environment(1), "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
 
     def here():
         return {name: os.environ.get(name) for name in names}
