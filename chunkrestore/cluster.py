@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Cluster: TypeAlias = "Client | str | None"
 """A `distributed.Client`, the address of a scheduler, ``"local"``, ``"serial"`` or ``"auto"``."""
 
-_TIMEOUT = "10s"
+_TIMEOUT_SECONDS = 10
 """How long a scheduler may take to answer."""
 
 _WORKER_TTL = "60 minutes"
@@ -115,6 +116,8 @@ def _local(n_workers: int) -> Iterator[Client]:
             {
                 "distributed.scheduler.worker-ttl": _WORKER_TTL,
                 "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES,
+                # A worker holds the task that it runs and no other, so that no other is blamed for its death.
+                "distributed.scheduler.worker-saturation": 1.0,
                 "distributed.admin.tick.limit": "1 hour",
                 "distributed.worker.preload": [_IGNORE_INTERRUPTS],
                 pre_spawn: environment,
@@ -164,8 +167,10 @@ def _remote(cluster: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(_address(cluster), timeout=_TIMEOUT, set_as_default=False)
-    except (OSError, TimeoutError) as error:
+        address = _address(cluster)
+        _check_listens(address)
+        client = Client(address, timeout=_TIMEOUT_SECONDS, set_as_default=False)
+    except OSError as error:
         raise ConnectionError(
             f"no Dask scheduler answers at `cluster` {cluster!r}; check the address, or start one with "
             "`dask scheduler`"
@@ -188,6 +193,23 @@ def _address(cluster: str) -> str:
             "known are 'auto', 'local' and 'serial', addresses (tcp://host:port) and scheduler files"
         )
     return cluster
+
+
+def _check_listens(address: str) -> None:
+    """Raise `OSError` or `ValueError` unless something listens at `address`.
+
+    Asked first because a client that fails to connect leaves its event loop behind, and what the garbage
+    collector does with that can block the next client for ten seconds.
+    """
+    from distributed.comm import get_address_host_port
+
+    if address.startswith("ucx"):
+        return
+    host, port = get_address_host_port(address)
+    if not 0 < port < 2**16:
+        raise ValueError(f"port {port} is not between 1 and {2**16 - 1}")
+    with socket.create_connection((host, port), timeout=_TIMEOUT_SECONDS):
+        pass
 
 
 def _open_client() -> Client | None:

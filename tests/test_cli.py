@@ -15,7 +15,6 @@ import yaml
 import zarr
 
 import chunkrestore as cr
-from chunkrestore import cluster as clusters
 from chunkrestore.cli import main
 from chunkrestore.jobs.runner import BlockError, ClusterLostError
 from chunkrestore.psf import gaussian
@@ -392,9 +391,8 @@ PIPELINES = [
 
 
 @pytest.fixture
-def is_refused(command, tmp_path, monkeypatch):
+def is_refused(command, tmp_path):
     """Check that a command ends with status 2 and one line, and that not one file differs after it."""
-    monkeypatch.setattr(clusters, "_TIMEOUT", "1s")
 
     def check(arguments, message):
         takes_cluster = (

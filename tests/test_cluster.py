@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import psutil
 import pytest
 
 import chunkrestore as cr
-from chunkrestore import cluster as clusters
 from chunkrestore.cluster import connect, usable_cores, worker_environment
 from chunkrestore.jobs.runner import BlockError, ClusterLostError, Runner
 from chunkrestore.psf import gaussian
@@ -126,13 +124,11 @@ def test_a_failing_block_is_named_and_stops_the_others(client):
 def test_a_block_that_kills_its_worker_twice_is_given_up(client, tmp_path):
     with pytest.raises(BlockError) as caught:
         list(Runner(client).map(mark_and_die_at_five, ITEMS, lambda _: (tmp_path,)))
-    # Dask blames every task that waits on a worker that dies: the block named may be a neighbour in the queue.
-    assert re.fullmatch(
-        r"block \(\d+,\) of time point 0, channel 0 failed: its worker process was killed each time it was tried, "
-        "most likely for want of memory; use a smaller `block_shape`, or fewer workers",
-        str(caught.value),
+    assert str(caught.value) == (
+        "block (5,) of time point 0, channel 0 failed: its worker process was killed each time it was tried, "
+        "most likely for want of memory; use a smaller `block_shape`, or fewer workers"
     )
-    assert (tmp_path / "5").read_text().startswith("x")
+    assert (tmp_path / "5").read_text() == "xx"
     client.wait_for_workers(2, timeout=DEADLINE)
 
 
@@ -216,7 +212,7 @@ def test_an_address_or_a_scheduler_file_is_connected_to(client, tmp_path):
         assert other.status == "closed"
 
 
-@pytest.mark.parametrize("name", ["nonsense", "foo://host:1", "tcp://host", "host:port"])
+@pytest.mark.parametrize("name", ["nonsense", "foo://host:1", "tcp://host", "host:port", "127.0.0.1:99999"])
 def test_an_unknown_cluster_is_refused(name):
     with (
         pytest.raises(ValueError, match=f"`cluster` '{name}' is no address of a Dask scheduler"),
@@ -236,8 +232,7 @@ def test_a_file_that_no_scheduler_wrote_is_refused(tmp_path):
             pass
 
 
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(clusters, "_TIMEOUT", "1s")
+def test_a_scheduler_that_does_not_answer_is_named():
     with (
         pytest.raises(
             ConnectionError, match=r"no Dask scheduler answers at `cluster` 'tcp://127\.0\.0\.1:1'"
