@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from chunkrestore import backend
-from chunkrestore.kernels.richardson_lucy import lattice_shape, richardson_lucy
+from chunkrestore.kernels.blur import lattice_shape
+from chunkrestore.kernels.richardson_lucy import richardson_lucy
 from chunkrestore.metrics import psnr
 from chunkrestore.psf import gaussian
 
@@ -78,7 +79,7 @@ def contenders(image: np.ndarray, psf: np.ndarray, iterations: int) -> dict[str,
 
     def floor() -> None:
         for _ in range(2 * iterations):
-            fft.irfftn(fft.rfftn(work, (0, 1, 2)), lattice, (0, 1, 2))
+            fft.irfftn(fft.rfftn(work, lattice, (0, 1, 2)), lattice, (0, 1, 2), lattice)
 
     return {
         FLOOR: floor,

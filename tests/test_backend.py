@@ -17,21 +17,57 @@ def test_real_transforms_invert_each_other_and_keep_single_precision(xp, shape):
     image = np.random.default_rng(1).random(shape, dtype=np.float32)
     for axes in {tuple(range(len(shape))), (0,), (len(shape) - 1,)}:
         fft = backend.fft(backend.namespace(xp.asarray(image)))
-        spectrum = fft.rfftn(xp.asarray(image), axes)
+        spectrum = fft.rfftn(xp.asarray(image), shape, axes)
         assert str(spectrum.dtype).endswith("complex64")
         np.testing.assert_allclose(
             np.asarray(spectrum), np.fft.rfftn(image.astype(np.float64), axes=axes), rtol=0, atol=1e-4
         )
-        back = fft.irfftn(spectrum, [shape[axis] for axis in axes], axes)
+        back = fft.irfftn(spectrum, shape, axes, shape)
         assert str(back.dtype).endswith("float32")
         np.testing.assert_allclose(np.asarray(back), image, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("xp", NAMESPACES, ids=["numpy", "strict"])
+@pytest.mark.parametrize(("shape", "lattice"), [((5, 6, 7), (8, 6, 12)), ((4, 9), (7, 10)), ((1, 5), (1, 9))])
+def test_transforms_of_a_corner_are_those_of_the_padded_lattice(xp, shape, lattice):
+    rng = np.random.default_rng(3)
+    fft, axes = backend.fft(backend.namespace(xp.asarray(rng.random(3)))), tuple(range(len(shape)))
+    corner, whole = tuple(slice(n) for n in shape), rng.random(lattice, dtype=np.float32)
+    padded = np.zeros(lattice)
+    padded[corner] = whole[corner]
+    spectrum = fft.rfftn(xp.asarray(whole[corner].copy()), lattice, axes)
+    np.testing.assert_allclose(np.asarray(spectrum), np.fft.rfftn(padded), rtol=0, atol=1e-4)
+    cropped = fft.irfftn(fft.rfftn(xp.asarray(whole), lattice, axes), lattice, axes, shape)
+    np.testing.assert_allclose(np.asarray(cropped), whole[corner], rtol=0, atol=1e-6)
 
 
 def test_forward_transform_keeps_its_input():
     image = np.random.default_rng(2).random((6, 8), dtype=np.float32)
     before = image.copy()
-    backend.fft(backend.namespace(image)).rfftn(image, (0, 1))
+    backend.fft(backend.namespace(image)).rfftn(image, image.shape, (0, 1))
     np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("xp", NAMESPACES, ids=["numpy", "strict"])
+@pytest.mark.parametrize("shape", [(7, 5), (40, 130, 128)])
+def test_elementwise_is_the_function_of_whole_arrays_in_place(xp, shape):
+    rng = np.random.default_rng(4)
+    a, b = (rng.random(shape, dtype=np.float32) for _ in range(2))
+    row = rng.random((1, *shape[1:]), dtype=np.float32)
+    out = xp.asarray(a.copy())
+    result = backend.elementwise(
+        lambda _, x, y, z, scale: x * y + z * scale, out, out, xp.asarray(b), xp.asarray(row), 3.0
+    )
+    assert result is out
+    np.testing.assert_allclose(np.asarray(result), a * b + row * np.float32(3), rtol=1e-6)
+
+
+def test_an_error_in_a_slab_is_raised():
+    def fail(_, x):
+        raise FloatingPointError("slab")
+
+    with pytest.raises(FloatingPointError, match="slab"):
+        backend.elementwise(fail, np.zeros((64, 128, 128), np.float32), 1.0)
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=3))

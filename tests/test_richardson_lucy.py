@@ -10,9 +10,10 @@ import pytest
 from scipy import ndimage, signal
 
 from chunkrestore.grid import Block, BlockGrid, Halo
-from chunkrestore.kernels.richardson_lucy import Blur, lattice_shape, richardson_lucy
-from chunkrestore.operators import richardson_lucy as operator_module
+from chunkrestore.kernels.blur import Blur, lattice_shape
+from chunkrestore.kernels.richardson_lucy import richardson_lucy
 from chunkrestore.operators.base import ImageOperator
+from chunkrestore.operators.deconvolution import LAST_BLUR
 from chunkrestore.operators.richardson_lucy import RichardsonLucy
 from chunkrestore.psf import gaussian, prepare
 from chunkrestore.statistics import NonFiniteError
@@ -475,7 +476,7 @@ def test_memory_formula_bounds_the_measured_peak(shape, acceleration):
     operator = RichardsonLucy(psf, 3, acceleration=acceleration, start=10.0)
     image = np.random.default_rng(15).poisson(10, shape).astype(np.uint16)
     operator(image)
-    operator_module._LAST_BLUR.get(None, lambda: None)
+    LAST_BLUR.get(None, lambda: None)
     tracemalloc.start()
     operator(image)
     peak = tracemalloc.get_traced_memory()[1]

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import operator
-import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import cached_property
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from chunkrestore import backend
-from chunkrestore.grid import Block, Halo
-from chunkrestore.kernels.richardson_lucy import Blur, lattice_shape, richardson_lucy
-from chunkrestore.operators.base import Array, Statistic, check_image
-from chunkrestore.psf import effective_sigma, energy_radius, prepare
-from chunkrestore.statistics import NonFiniteError, of_array
+from chunkrestore.backend import Array
+from chunkrestore.kernels.blur import AnyBlur
+from chunkrestore.kernels.richardson_lucy import estimates
+from chunkrestore.kernels.total_variation import LARGEST
+from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, core_depth, number
+from chunkrestore.operators.iterative import IterativeDeconvolution
+from chunkrestore.psf.varying import PsfField
 
 ACCELERATIONS = ("heavy-ball", None)
-_DIM = 1e-3
-# A volume whose mean is not above the background starts from this share of it: the start only has to be
-# positive and of the data's order. (Without background the first plain iteration forgets it.)
-_ELEMENTWISE_NBYTES = 4 * 2**20
-# Temporaries of element-wise steps and transforms, whatever the block.
 
 
 @dataclass(frozen=True, eq=False)
-class RichardsonLucy:
+class RichardsonLucy(IterativeDeconvolution):
     r"""Deconvolve with a known point spread function by Richardson-Lucy iterations.
 
     .. math:: x \leftarrow x \cdot H^T[y / (H x + b)] / H^T 1
@@ -45,7 +36,7 @@ class RichardsonLucy:
     psf
         Point spread function, as many axes as the image, sampled like it; odd or even lengths, centre at
         ``n // 2``. Kept as float32 with sum 1; negative or NaN values are errors. Give an axis length 1 to
-        leave it alone.
+        leave it alone. A `chunkrestore.psf.varying.PsfField` if it changes with position.
     iterations
         Number of iterations. More sharpens and amplifies noise; 10 to 20 accelerated ones suit most
         fluorescence images.
@@ -55,6 +46,12 @@ class RichardsonLucy:
     acceleration
         ``"heavy-ball"``: momentum with fixed factors; 10 iterations do the work of about 30 plain ones.
         None: plain iterations.
+    total_variation
+        Strength of total variation, 0 (none) to 0.2, usually 1e-3 to 1e-2: less noise and flatter objects
+        with sharp edges, at some cost of fine texture and of exactly kept light.
+    voxel_size
+        ``(z, y, x)`` in micrometres, for total variation, so that coarse planes are no edges; equal sides
+        by default.
     depth
         Halo in voxels, one number or one per axis; None: from the point spread function, the iterations and
         `tolerance`.
@@ -63,6 +60,23 @@ class RichardsonLucy:
         the dynamic range of the result. Rounding of float32 leaves about 1e-6.
     start
         Value of the flat start estimate; None: the mean of the whole volume less `background`.
+    saturation
+        Voxels at or above this intensity are not believed: the estimate there follows from their
+        neighbours.
+    missing
+        Voxels of exactly this intensity were not observed, such as the zeros around a deskewed volume.
+    mask
+        Boolean array of the volume's shape (NumPy, or a stored array that is read by slices): true where
+        a voxel was observed. Where no observed voxel can tell of it, the result is 0.
+    stop
+        None: `iterations` as given. Otherwise they are the most that are done, and pilot regions of the
+        volume decide once how many: ``"i-divergence"`` stops where an iteration improves the fit by less
+        than half a percent; ``"split-data"`` where half of the photons are predicted best from the other
+        half (needs `gain`).
+    gain
+        Intensity per detected photon, for ``stop="split-data"``.
+    decision
+        What the pilots decided; not for users.
 
     Raises
     ------
@@ -103,161 +117,74 @@ class RichardsonLucy:
     (20, 10, 10)
     """
 
-    psf: npt.NDArray[np.float32] = field(repr=False)
-    iterations: int = 20
     _: KW_ONLY
-    background: float = 0.0
     acceleration: str | None = "heavy-ball"
-    depth: int | Sequence[int] | None = None
-    tolerance: float = 1e-3
-    start: float | None = None
+    total_variation: float = 0.0
+    voxel_size: Sequence[float] | None = None
 
     name = "richardson-lucy"
 
     def __post_init__(self) -> None:
-        psf = prepare(self.psf)
-        psf.setflags(write=False)
-        values = {
-            "psf": psf,
-            "iterations": _whole_number("iterations", self.iterations, least=1),
-            "background": _number("background", self.background),
-            "tolerance": _number("tolerance", self.tolerance),
-            "start": None if self.start is None else _number("start", self.start),
-            "depth": None if self.depth is None else _depth(self.depth, psf.ndim),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        if self.background < 0:
-            raise ValueError(f"`background` must be at least 0, got {self.background:g}")
+        super().__post_init__()
+        self._set("total_variation", number("total_variation", self.total_variation))
         if self.acceleration not in ACCELERATIONS:
             raise ValueError(f'`acceleration` must be "heavy-ball" or None, got {self.acceleration!r}')
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"`tolerance` must lie between 0 and 1, got {self.tolerance:g}")
-        if self.start is not None and self.start <= 0:
-            raise ValueError(f"`start` must be above 0, got {self.start:g}")
-
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        """The mean, until `start` is known."""
-        return frozenset() if self.start is not None else frozenset({"mean"})
-
-    def resolve(self, statistics: Mapping[Statistic, float]) -> Self:
-        """Return this operator with its start value decided."""
-        if self.start is not None:
-            return self
-        mean = float(statistics["mean"])
-        scale = max(abs(mean), self.background) or 1.0
-        return replace(self, start=max(mean - self.background, _DIM * scale))
-
-    def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        """Raise `ValueError` if a volume of `shape` and `dtype` cannot be processed."""
-        check_image(shape, dtype)
-        if len(shape) != self.psf.ndim:
+        if not 0 <= self.total_variation <= LARGEST:
             raise ValueError(
-                f"`psf` has {self.psf.ndim} dimensions (shape {self.psf.shape}) but the image has {len(shape)} "
-                f"spatial axes; pass a {len(shape)}-dimensional point spread function"
+                f"`total_variation` must lie between 0 and {LARGEST}, got {self.total_variation:g}; 0.002 is a "
+                "good begin"
             )
+        if self.voxel_size is not None:
+            sides = tuple(number("voxel_size", side) for side in self.voxel_size)
+            if len(sides) != self.psf.ndim or min(sides) <= 0:
+                raise ValueError(
+                    f"`voxel_size` {sides} must have one positive number per axis of the {self.psf.ndim}-"
+                    "dimensional `psf`"
+                )
+            self._set("voxel_size", sides)
 
-    def halo(self, shape: Sequence[int]) -> Halo:
-        """Return `depth`, or the depth that keeps the seam error within `tolerance`."""
-        return Halo(self._depth if self.depth is None else tuple(self.depth), fast=True)  # type: ignore[arg-type]
+    def _estimates(
+        self,
+        image: Array,
+        blur: AnyBlur,
+        mask: Array | None,
+        origin: Sequence[int],
+        share: float = 1.0,
+    ) -> Iterator[Array]:
+        assert self.start is not None  # resolved
+        return estimates(
+            image,
+            blur,
+            iterations=self.iterations,
+            start=share * self.start,
+            background=share * self.background,
+            acceleration=self.acceleration,
+            mask=mask,
+            total_variation=self.total_variation,
+            voxel_size=None if self.voxel_size is None else tuple(self.voxel_size),
+        )
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
         """Return the peak of a call, as if the block touched the volume's border on every axis."""
-        psf_shape = self.psf.shape
-        lattice = lattice_shape(read_shape, psf_shape, ((True, True),) * len(psf_shape))
-        blurred = [axis for axis, p in enumerate(psf_shape) if p > 1] or [len(psf_shape) - 1]
-        half = [n // 2 + 1 if axis == blurred[-1] else n for axis, n in enumerate(lattice)]
+        lattice = self._border_lattice(read_shape)
         n_real = 3 + (self.acceleration is not None)
-        spectrum = math.prod(half)
-        otf = math.prod(n if axis in blurred else 1 for axis, n in enumerate(half))
-        return 4 * n_real * math.prod(lattice) + 8 * (spectrum + otf) + _ELEMENTWISE_NBYTES
+        spectrum, otf = self._spectrum_nbytes(lattice)
+        if isinstance(self.psf, PsfField):
+            n_real, spectrum = n_real + 1, 2 * spectrum  # a weighted image and a sum of spectra
+        mask = math.prod(read_shape) if self._has_mask else 0
+        return 4 * n_real * math.prod(lattice) + spectrum + otf + 2 * mask + ELEMENTWISE_NBYTES
 
-    def describe(self) -> Mapping[str, Any]:
-        """Return the parameters and the digest of the point spread function."""
+    def _parameters(self) -> Mapping[str, Any]:
         return {
-            "operator": self.name,
-            "psf_sha256": self._digest,
-            "psf_shape": list(self.psf.shape),
-            "iterations": self.iterations,
-            "background": self.background,
+            **super()._parameters(),
             "acceleration": self.acceleration,
-            "depth": None if self.depth is None else list(self.depth),  # type: ignore[arg-type]
-            "tolerance": self.tolerance,
-            "start": self.start,
+            "total_variation": self.total_variation,
+            "voxel_size": None if self.voxel_size is None else list(self.voxel_size),
         }
 
-    def __call__(self, image: Array, block: Block | None = None) -> Array:
-        """Deconvolve one block, or the whole volume.
-
-        Parameters
-        ----------
-        image
-            Array of any array-API namespace that covers ``block.read``; uint8, uint16, int16 or float32.
-            Not modified.
-        block
-            Where it lies; None: `image` is the whole volume, and the start value is taken from it if needed.
-
-        Returns
-        -------
-        array
-            float32, same shape and namespace, not negative; valid on the block's core.
-
-        Raises
-        ------
-        ValueError
-            If `image` is not what the block reads, or the start value is not decided.
-        NonFiniteError
-            If a voxel is NaN or infinite.
-        """
-        if block is None:
-            self.check(image.shape, _dtype(image))
-            return self.resolve(of_array(image, self.needs) if self.needs else {})(
-                image, Block.whole(image.shape)
-            )
-        if self.start is None:
-            raise ValueError("`start` is not decided; call `resolve` with the mean of the whole volume")
-        if tuple(image.shape) != block.read_shape:
-            raise ValueError(f"`image` has shape {tuple(image.shape)} but {block} reads {block.read_shape}")
-        xp = backend.namespace(image)
-        if xp.isdtype(image.dtype, "real floating") and not bool(xp.all(xp.isfinite(image))):
-            raise NonFiniteError(f"{block} holds voxels that are NaN or infinite; replace them first")
-        return richardson_lucy(
-            image,
-            self.psf,
-            iterations=self.iterations,
-            start=self.start,
-            background=self.background,
-            acceleration=self.acceleration,
-            at_border=block.at_border,
-            blur=self._blur(image, block),
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.describe() == other.describe()  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash((self._digest, self.iterations, self.background, self.acceleration, self.start))
-
-    def _blur(self, image: Array, block: Block) -> Blur:
-        lattice = lattice_shape(image.shape, self.psf.shape, block.at_border)
-        key = self._digest, lattice, backend.namespace(image).__name__, str(backend.device(image))
-        return _LAST_BLUR.get(key, lambda: Blur.from_psf(self.psf, lattice, image))
-
-    @cached_property
-    def _digest(self) -> str:
-        return hashlib.sha256(repr(self.psf.shape).encode() + self.psf.tobytes()).hexdigest()
-
-    @cached_property
-    def _depth(self) -> tuple[int, ...]:
+    def _derived_depth(self, psf: np.ndarray) -> tuple[int, ...]:
         sigmas = _sigmas(self.iterations, self.acceleration, self.tolerance)
-        widths = zip(
-            effective_sigma(self.psf), energy_radius(self.psf), energy_radius(self.psf, 1.0), strict=True
-        )
-        return tuple(
-            min(math.ceil(max(sigmas * sigma, 1.5 * radius)), 2 * self.iterations * support)
-            for sigma, radius, support in widths
-        )
+        return core_depth(psf, sigmas, most=2 * self.iterations)
 
 
 def _sigmas(iterations: int, acceleration: str | None, tolerance: float) -> float:
@@ -268,61 +195,3 @@ def _sigmas(iterations: int, acceleration: str | None, tolerance: float) -> floa
     at_default = 4.5 + 2.8 * math.log10(iterations) if acceleration is None else 8.0 + 0.16 * iterations
     decades = -math.log10(tolerance)
     return at_default * max(decades / 3, (decades - 1) / 2)
-
-
-class _Last:
-    """Keep what was made last, for one key, per process.
-
-    Most blocks of a grid share one lattice, so that this saves nearly every transfer function; a miss costs
-    one transform of the 4 per iteration, less than the memory of a second one is worth.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._key: Hashable = None
-        self._value: Any = None
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value for `key`, made by `make` if it is not the one kept."""
-        with self._lock:
-            if key != self._key:
-                self._key = self._value = None  # frees the old one before the new one is made
-                self._value = make()
-                self._key = key
-            return self._value
-
-
-_LAST_BLUR = _Last()
-
-
-def _dtype(image: Array) -> np.dtype[Any]:
-    return np.dtype(str(image.dtype).rpartition(".")[2])
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` must be finite, got {number}")
-    return number
-
-
-def _whole_number(name: str, value: Any, *, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}") from None
-    if isinstance(value, bool) or number < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return number
-
-
-def _depth(depth: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    values = tuple(depth) if isinstance(depth, Sequence | np.ndarray) else (depth,) * ndim
-    if len(values) != ndim:
-        raise ValueError(
-            f"`depth` {values} must be one number, or one per axis of the {ndim}-dimensional `psf`"
-        )
-    return tuple(_whole_number("depth", value, least=0) for value in values)
