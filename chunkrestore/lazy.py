@@ -25,7 +25,8 @@ from dask.highlevelgraph import HighLevelGraph
 
 from chunkrestore import statistics
 from chunkrestore.grid import Block, BlockGrid, Slices
-from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, Table
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
+from chunkrestore.operators.pilot import pilot_candidates
 from chunkrestore.stitch.resolution import resolve_tables, within_reach
 
 _MERGE_WIDTH = 32
@@ -123,12 +124,15 @@ def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
 
 def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
     """Return a graph node (key or literal) of the operator with its numbers, and what the graph needs for it."""
-    if not operator.needs:
-        held = dask.delayed(operator, pure=True, traverse=False)
-    else:
-        held = dask.delayed(_resolve)(
-            dask.delayed(operator, pure=True, traverse=False), lazy_statistics(image, operator.needs)
-        )
+    held = dask.delayed(operator, pure=True, traverse=False)
+    if operator.needs:
+        wanted = operator.needs - {"pilot"}
+        numbers = lazy_statistics(image, wanted) if wanted else {}
+        if "pilot" in operator.needs:
+            candidates = pilot_candidates(image.shape)
+            pieces = [image[region].rechunk(-1).to_delayed().item() for region in candidates]
+            numbers = dask.delayed(_with_pilot)(held, numbers, candidates, pieces, image.shape)
+        held = dask.delayed(_resolve)(held, numbers)
     return held.key, [held]
 
 
@@ -181,8 +185,21 @@ def _assemble(shape: tuple[int, ...], places: Sequence[Slices], pieces: Sequence
     return result
 
 
-def _resolve(operator: Operator, numbers: Mapping[float | str, float]) -> Operator:
+def _resolve(operator: Operator, numbers: Mapping[float | str, Any]) -> Operator:
     return operator.resolve(numbers)
+
+
+def _with_pilot(
+    operator: PilotOperator,
+    numbers: Mapping[float | str, float],
+    candidates: Sequence[Slices],
+    pieces: Sequence[Any],
+    shape: tuple[int, ...],
+) -> dict[float | str, Any]:
+    def read(region: Slices) -> Any:
+        return pieces[candidates.index(region)]
+
+    return {**numbers, "pilot": operator.pilot(numbers, read, shape)}
 
 
 def _summarize(image: Any, index: tuple[int, ...]) -> statistics.Summary:

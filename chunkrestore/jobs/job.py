@@ -138,11 +138,13 @@ class Job:
     def numbers(self, stages: Stages, position: int, source: RegionReader) -> dict[Plane, Numbers]:
         """Compute what a pass needs to know of its whole input."""
         work = self.plan.passes[position]
-        needs = work.needs | (set(RANGE) if _probes_seams(work) else set())
+        needs = (work.needs - {"pilot"}) | (set(RANGE) if _probes_seams(work) else set())
         # A float image is read once before anything is written, since it may hold NaN; our own results do not.
-        if not needs and (position > 0 or source.dtype.kind != "f"):
-            return {plane: {} for plane in self.planes}
-        return stages.statistics(source, work.grid, self.planes, needs)
+        if needs or (position == 0 and source.dtype.kind == "f"):
+            numbers = stages.statistics(source, work.grid, self.planes, needs)
+        else:
+            numbers = {plane: {} for plane in self.planes}
+        return stages.pilots(source, work, numbers) if "pilot" in work.needs else numbers
 
     def operators(self, position: int, numbers: Mapping[Plane, Numbers]) -> dict[Plane, tuple[Any, ...]]:
         """Return the operators of a pass for every plane, with the numbers of its volume filled in."""

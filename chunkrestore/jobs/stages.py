@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Index: TypeAlias = tuple[int, ...]
 Plane: TypeAlias = tuple[int, int]
 """Time point and channel."""
-Numbers: TypeAlias = dict[float | str, float]
-"""Percentiles and other numbers of one volume."""
+Numbers: TypeAlias = dict[float | str, Any]
+"""Percentiles and other numbers of one volume, and what its pilots have decided."""
 
 RANGE = (0.1, 99.9)
 """Percentiles that bound the dynamic range to which seam errors are relative."""
@@ -122,6 +122,18 @@ class Stages:
             plane: statistics.values(summary, needs, wanted[plane], refined.get(plane))
             for plane, summary in summaries.items()
         }
+
+    def pilots(
+        self, source: RegionReader, work: Pass, numbers: Mapping[Plane, Numbers]
+    ) -> dict[Plane, Numbers]:
+        """Return `numbers` with what pilot regions of every plane decide for the first operator of a pass."""
+        decided = {plane: dict(of_plane) for plane, of_plane in numbers.items()}
+        with self._timed("pilots"), self.progress.stage("pilots", len(decided)) as advance:
+            arguments = lambda item: (source, work.operators[0], decided[item[0], item[1]], work.grid.shape)
+            for (t, c), decision in self.runner.map(tasks.pilot, list(decided), arguments):
+                decided[t, c]["pilot"] = decision
+                advance()
+        return decided
 
     def image_pass(
         self,

@@ -20,7 +20,7 @@ from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, build_block
-from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, Table
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
 from chunkrestore.stitch.resolution import concatenate, neighbours
 
 if TYPE_CHECKING:
@@ -66,6 +66,18 @@ def refine(item: Item, source: RegionReader, grid: BlockGrid, wanted: statistics
     """Count the voxels of one core for the second pass."""
     t, c, *index = item
     return statistics.refine(source.read(t, c, grid.block(index).core), wanted)
+
+
+def pilot(
+    item: Item,
+    source: RegionReader,
+    operator: PilotOperator,
+    numbers: Mapping[float | str, Any],
+    shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """Let an operator decide for a whole plane, on its pilot regions."""
+    t, c = item
+    return operator.pilot(numbers, lambda region: source.read(t, c, region), shape)
 
 
 def process(

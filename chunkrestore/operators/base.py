@@ -7,12 +7,14 @@ dataclasses: parameters in, numbers out, no state.
 Nothing that depends on the data is decided inside a block. An operator that needs such a number lists it
 in ``needs``: a float is a percentile of the whole volume and channel, a string is ``"mean"`` or ``"otsu"``.
 `resolve` takes those numbers and returns an operator that needs nothing; only such an operator may be
-called on a block. `chunkrestore.statistics` computes them, exactly, whatever the block grid.
+called on a block. `chunkrestore.statistics` computes them, exactly, whatever the block grid. An operator that
+needs ``"pilot"`` computes that one itself, from a few regions of the volume that do not depend on the grid
+(`PilotOperator`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -20,13 +22,13 @@ import numpy as np
 from chunkrestore.statistics import ACCEPTED_DTYPES
 
 if TYPE_CHECKING:
-    from chunkrestore.grid import Block, Halo
+    from chunkrestore.grid import Block, Halo, Slices
 
 Array: TypeAlias = Any
 """An array of NumPy, CuPy or another array-API namespace."""
 
 Statistic: TypeAlias = float | str
-"""A percentile (0 to 100), ``"mean"`` or ``"otsu"``."""
+"""A percentile (0 to 100), ``"mean"``, ``"otsu"`` or ``"pilot"``."""
 
 Table: TypeAlias = dict[str, np.ndarray]
 """What label steps exchange: a few named arrays, small beside the block, saved as one ``.npz``."""
@@ -44,7 +46,7 @@ class Operator(Protocol):
     def needs(self) -> frozenset[Statistic]:
         """Numbers of the whole volume that `resolve` must be given first; empty when resolved."""
 
-    def resolve(self, statistics: Mapping[Statistic, float]) -> Self:
+    def resolve(self, statistics: Mapping[Statistic, Any]) -> Self:
         """Return this operator with every data-dependent number filled in; `statistics` holds `needs`."""
 
     def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
@@ -70,6 +72,34 @@ class ImageOperator(Operator, Protocol):
         `image` covers ``block.read``; the result has the same shape and is valid on ``block.core``.
         Without `block`, `image` is the whole volume, and an unresolved operator resolves itself on it.
         """
+
+
+@runtime_checkable
+class PilotOperator(Operator, Protocol):
+    """An operator that decides something once per volume by trying it on pilot regions."""
+
+    def pilot(
+        self, statistics: Mapping[Statistic, Any], read: Callable[[Slices], Array], shape: Sequence[int]
+    ) -> dict[str, Any]:
+        """Return the decision, JSON-compatible, that `resolve` takes as ``"pilot"``.
+
+        `statistics` holds the other numbers that it `needs`; `read` returns the voxels of one of
+        `chunkrestore.operators.pilot.pilot_candidates`.
+        """
+
+
+def numbers_of(
+    operator: Operator,
+    compute: Callable[[frozenset[Statistic]], Mapping[Statistic, float]],
+    read: Callable[[Slices], Array],
+    shape: Sequence[int],
+) -> dict[Statistic, Any]:
+    """Return all that `operator` needs of a volume: what `compute` gives, and its pilot."""
+    wanted = operator.needs - {"pilot"}
+    numbers: dict[Statistic, Any] = dict(compute(wanted)) if wanted else {}
+    if "pilot" in operator.needs and isinstance(operator, PilotOperator):
+        numbers["pilot"] = operator.pilot(numbers, read, shape)
+    return numbers
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from chunkrestore import backend
 from chunkrestore.grid import Block, Slices
 from chunkrestore.kernels.blur import AnyBlur
 from chunkrestore.kernels.photon_splitting import split_photons
-from chunkrestore.operators.base import Array, Statistic
+from chunkrestore.operators.base import Array, Statistic, numbers_of
 from chunkrestore.operators.deconvolution import Deconvolution, dtype_of, number, whole_number
 from chunkrestore.operators.pilot import (
     LEAST_CHANGE,
@@ -191,12 +191,8 @@ class IterativeDeconvolution(Deconvolution):
         return backend.namespace(image).asarray(last[tuple(slice(n) for n in image.shape)], copy=True)
 
     def _resolved_on(self, image: Array) -> Self:
-        numbers: dict[Statistic, Any] = {}
-        if self.needs - {"pilot"}:
-            numbers |= of_array(image, self.needs - {"pilot"})
-        if "pilot" in self.needs:
-            numbers["pilot"] = self.pilot(numbers, lambda region: image[region], image.shape)
-        return self.resolve(numbers)
+        read, shape = (lambda region: image[region]), image.shape
+        return self.resolve(numbers_of(self, lambda needs: of_array(image, needs), read, shape))
 
     def _observed(self, image: Array, region: Slices) -> Array | None:
         """Return where a region was observed; None: everywhere."""

@@ -27,22 +27,25 @@ _PLACES_PER_AXIS = 3
 _BIN = 4
 
 
-def pilot_regions(read: Read, shape: Sequence[int]) -> list[Slices]:
-    """Return the regions of a volume that show most structure, at most `N_PILOTS`, best first.
-
-    Candidates lie on a coarse lattice over the volume; structure is the standard deviation of means over
-    4 voxels per axis, which photon noise hardly raises.
-    """
+def pilot_candidates(shape: Sequence[int]) -> list[Slices]:
+    """Return the regions of a volume of `shape` that may become pilots: a coarse lattice, without overlap."""
     lengths = [min(length, n) for length, n in zip(PILOT_LENGTHS[len(shape)], shape, strict=True)]
-    starts = [
-        sorted({round(i * (n - length) / (_PLACES_PER_AXIS - 1)) for i in range(_PLACES_PER_AXIS)})
-        for n, length in zip(shape, lengths, strict=True)
-    ]
-    regions = [
+    starts = []
+    for n, length in zip(shape, lengths, strict=True):
+        places = min(_PLACES_PER_AXIS, n // length)
+        starts.append([round((i + 0.5) / places * n - length / 2) for i in range(places)])
+    return [
         tuple(slice(a, a + n) for a, n in zip(corner, lengths, strict=True))
         for corner in itertools.product(*starts)
     ]
-    ranked = sorted(regions, key=lambda region: -_structure(to_numpy(read(region))))
+
+
+def pilot_regions(read: Read, shape: Sequence[int]) -> list[Slices]:
+    """Return the candidates that show most structure, at most `N_PILOTS`, best first.
+
+    Structure is the standard deviation of means over 4 voxels per axis, which photon noise hardly raises.
+    """
+    ranked = sorted(pilot_candidates(shape), key=lambda region: -_structure(to_numpy(read(region))))
     return ranked[:N_PILOTS]
 
 
