@@ -1,20 +1,17 @@
-"""Reading, checking and measuring point spread functions.
+"""Checking, scaling and measuring point spread functions.
 
 The centre of a point spread function is voxel ``n // 2`` of each axis, for odd and for even lengths: the
 voxel that `numpy.fft.fftshift` moves the origin to. A point source at voxel ``i`` whose image peaks at voxel
-``i`` therefore has its peak there. Nothing here moves, crops or clips a point spread function.
+``i`` therefore has its peak there. Nothing here moves, crops or clips a point spread function
+(`chunkrestore.psf.shape` does).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-_FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
+FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _SUM_TOLERANCE = 1e-6
 # A float32 array that was scaled to sum 1 misses it by its rounding, far less than this.
 
@@ -37,6 +34,22 @@ def check_psf(psf: npt.ArrayLike, ndim: int | None = None) -> None:
         If the number of dimensions is wrong, `psf` is empty or all zero, or a value is NaN, infinite or
         negative. Every message names the fix.
     """
+    array = check_numbers(psf, ndim)
+    if array.min() < 0:
+        raise ValueError(
+            f"`psf` holds {int((array < 0).sum())} negative values (least {array.min():.6g}); subtract its "
+            "background and clip, for instance numpy.maximum(psf - numpy.median(psf), 0)"
+        )
+    if not array.any():
+        raise ValueError("`psf` is zero everywhere; pass a point spread function with a positive sum")
+
+
+def check_numbers(psf: npt.ArrayLike, ndim: int | None = None) -> np.ndarray:
+    """Return `psf` as an array if it has 2 or 3 dimensions (or `ndim`) of finite numbers, else raise.
+
+    What a measured point spread function must be before its background is subtracted; `check_psf` asks for
+    more. The array is not copied.
+    """
     array = np.asarray(psf)
     if array.dtype.kind not in "uif":
         raise TypeError(
@@ -57,13 +70,7 @@ def check_psf(psf: npt.ArrayLike, ndim: int | None = None) -> None:
             f"`psf` holds {int((~np.isfinite(array)).sum())} NaN or infinite values; replace them, for "
             "instance by numpy.nan_to_num(psf)"
         )
-    if array.min() < 0:
-        raise ValueError(
-            f"`psf` holds {int((array < 0).sum())} negative values (least {array.min():.6g}); subtract its "
-            "background and clip, for instance numpy.maximum(psf - numpy.median(psf), 0)"
-        )
-    if not array.any():
-        raise ValueError("`psf` is zero everywhere; pass a point spread function with a positive sum")
+    return array
 
 
 def prepare(psf: npt.ArrayLike, ndim: int | None = None) -> npt.NDArray[np.float32]:
@@ -95,60 +102,6 @@ def prepare(psf: npt.ArrayLike, ndim: int | None = None) -> npt.NDArray[np.float
     return np.ascontiguousarray(scaled / scaled.sum(), dtype=np.float32)
 
 
-def read_psf(path: str | os.PathLike[str], ndim: int | None = None) -> npt.NDArray[np.float32]:
-    """Read a point spread function from a TIFF (``.tif``, ``.tiff``) or NumPy (``.npy``) file.
-
-    Parameters
-    ----------
-    path
-        File with one two- or three-dimensional array, axes ``yx`` or ``zyx``.
-    ndim
-        Number of dimensions that the array must have; any of 2 and 3 by default.
-
-    Returns
-    -------
-    ndarray
-        As `prepare` returns it: float32, sum 1.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is of another kind, cannot be read, or holds no valid point spread function.
-    """
-    file = Path(path)
-    readers: dict[str, Callable[[Path], np.ndarray]] = {
-        ".npy": lambda f: np.load(f, allow_pickle=False),
-        ".tif": _read_tiff,
-        ".tiff": _read_tiff,
-    }
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        supported = ", ".join(sorted(readers))
-        raise ValueError(f'`psf` file "{file}" is not of a supported kind; use one of {supported}')
-    if not file.is_file():
-        raise FileNotFoundError(f'`psf` file "{file}" does not exist')
-    try:
-        array = reader(file)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(f'`psf` file "{file}" cannot be read: {error}') from error
-    try:
-        return prepare(array, ndim)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'`psf` file "{file}": {error}') from error
-
-
-def _read_tiff(file: Path) -> np.ndarray:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError('reading TIFF files needs tifffile; run: pip install "chunkrestore"') from error
-    return np.asarray(tifffile.imread(file))
-
-
 def effective_sigma(psf: np.ndarray) -> tuple[float, ...]:
     """Return the width of the core of `psf` per axis, as the standard deviation of a Gaussian, in voxels.
 
@@ -160,7 +113,7 @@ def effective_sigma(psf: np.ndarray) -> tuple[float, ...]:
     widths = []
     for axis in range(psf.ndim):
         line = tuple(slice(None) if a == axis else p for a, p in enumerate(peak))
-        widths.append(_full_width_half_maximum(psf[line]) / _FWHM_PER_SIGMA if psf.shape[axis] > 1 else 0.0)
+        widths.append(_full_width_half_maximum(psf[line]) / FWHM_PER_SIGMA if psf.shape[axis] > 1 else 0.0)
     return tuple(float(width) for width in widths)
 
 

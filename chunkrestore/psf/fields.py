@@ -1,0 +1,82 @@
+"""Files of point spread functions that change with position."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkrestore.psf.files import read_psf, write_psf
+from chunkrestore.psf.varying import PsfField
+
+
+def read_psf_or_field(path: str | os.PathLike[str]) -> npt.NDArray[np.float32] | PsfField:
+    """Read one point spread function, or a YAML file that lists several with their positions.
+
+    The YAML file is a list of ``{psf: FILE, position: [z, y, x]}`` with positions in voxels of the volume
+    that is deconvolved; files are relative to its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a file is not what it should be.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        return read_psf(file)
+    import yaml
+
+    if not file.is_file():
+        raise FileNotFoundError(f'`psf` file "{file}" does not exist')
+    try:
+        entries = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f'`psf` file "{file}" is not YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise ValueError(
+            f'`psf` file "{file}" must be a list of {{psf: FILE, position: [z, y, x]}}, one per point spread '
+            "function"
+        )
+    try:
+        return PsfField(
+            [read_psf(file.parent / str(entry["psf"])) for entry in entries],
+            [tuple(entry["position"]) for entry in entries],
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'`psf` file "{file}": {error}') from error
+
+
+def write_psf_field(
+    path: str | os.PathLike[str], field: PsfField, voxel_size: tuple[float, ...]
+) -> list[Path]:
+    """Write a field as a YAML file and one TIFF per point spread function beside it.
+
+    Returns
+    -------
+    list of Path
+        All files, the YAML file first.
+    """
+    import yaml
+
+    file = Path(path)
+    entries, files = [], []
+    for k, (psf, position) in enumerate(zip(field.psfs, field.positions, strict=True)):
+        files.append(file.with_name(f"{file.stem}-{k}.tif"))
+        write_psf(files[-1], psf, voxel_size)
+        entries.append({"psf": files[-1].name, "position": list(position)})
+    file.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return [file, *files]
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) == {"psf", "position"}
+        and isinstance(entry["position"], list)
+        and all(isinstance(x, int | float) for x in entry["position"])
+    )
