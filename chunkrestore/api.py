@@ -25,11 +25,11 @@ def deconvolve(
     psf: np.ndarray,
     *,
     method: str = "richardson-lucy",
-    iterations: int = 20,
+    iterations: int | None = None,
     depth: int | Sequence[int] | None = None,
     background: float = 0.0,
-    acceleration: str | None = "heavy-ball",
     axes: str | None = None,
+    **parameters: Any,
 ) -> Any:
     """Deconvolve an image with its point spread function.
 
@@ -38,20 +38,24 @@ def deconvolve(
     image
         Dask or NumPy array; uint8, uint16, int16 or float32; trailing axes ``zyx`` or ``yx``.
     psf
-        Point spread function on the image's voxel grid, with as many axes as the image has spatial ones.
+        Point spread function on the image's voxel grid, with as many axes as the image has spatial ones; a
+        `chunkrestore.psf.varying.PsfField` if it changes with position (iterative methods).
     method
-        ``"richardson-lucy"``.
+        ``"richardson-lucy"``, ``"gradient-consensus"``, ``"wiener-butterworth"``, ``"masked-wiener"``,
+        ``"wiener"`` or ``"regularized-inverse"``; `chunkrestore.operators.methods` names their operators.
     iterations
-        Number of iterations.
+        Number of iterations, or the most that are done where the method stops by itself; None: the
+        method's default, 20 for Richardson-Lucy.
     depth
         Halo in voxels, one number or one per spatial axis; None derives it from PSF and iterations for a
         seam of at most 1e-3 of the dynamic range.
     background
         Camera offset and diffuse light, in input intensities; part of the model, not subtracted.
-    acceleration
-        ``"heavy-ball"`` or None.
     axes
         Subset of ``"tczyx"``, one letter per dimension; by default ``yx``, ``zyx``, ``czyx`` or ``tczyx``.
+    parameters
+        Further parameters of the method's operator, such as ``acceleration``, ``total_variation``,
+        ``saturation``, ``stop`` or ``regularization``.
 
     Returns
     -------
@@ -63,12 +67,10 @@ def deconvolve(
     ValueError
         If a parameter does not suit the image; nothing was computed then.
     """
-    from chunkrestore.operators.richardson_lucy import RichardsonLucy
+    from chunkrestore.operators.methods import deconvolution
 
-    if method != "richardson-lucy":
-        raise ValueError(f"`method` must be 'richardson-lucy', got {method!r}")
-    operator = RichardsonLucy(
-        psf, iterations=iterations, background=background, acceleration=acceleration, depth=depth
+    operator = deconvolution(
+        method, psf, iterations=iterations, background=background, depth=depth, **parameters
     )
     return _apply(operator, image, axes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _DEVICE_SLAB = 2**24
 # 64 MiB of float32: one launch still fills a large device, and temporaries stay small beside a volume.
 _LEAST_PARALLEL_SLABS = 8
 # Below half a million voxels, starting threads costs more than they save.
+_MOST_PLANS = 4
+# Each CuPy plan holds a work area as large as a spectrum; blocks of one grid share one lattice.
 _CUPY_MISSING = 'CuPy is not installed; run: pip install "chunkrestore[cupy]"'
 
 
@@ -151,7 +154,10 @@ def fft(xp: Any) -> FFT:
         threads = n_threads()
         return FFT(partial(_scipy_rfftn, threads), partial(_scipy_irfftn, threads))
     if array_api_compat.is_cupy_namespace(xp):
+        import cupy
         from cupyx.scipy import fft as module
+
+        cupy.fft.config.get_plan_cache().set_size(_MOST_PLANS)
     else:
         module = xp.fft
     return FFT(partial(_whole_rfftn, module, xp), partial(_whole_irfftn, module))
@@ -281,6 +287,23 @@ def free_memory_nbytes(device: str = "cpu") -> int:
     with cupy.cuda.Device(number):
         free, _ = cupy.cuda.runtime.memGetInfo()
         return int(free + cupy.get_default_memory_pool().free_bytes())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the host or on a device.
+
+    CuPy's is a `MemoryError`; TensorFlow's has a name of its own.
+    """
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+def release_memory() -> None:
+    """Give idle memory of CuPy's pools back to the device, if CuPy is in use."""
+    if "cupy" in sys.modules:
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.fft.config.get_plan_cache().clear()
 
 
 def _available_nbytes() -> int:

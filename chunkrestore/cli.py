@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from chunkrestore import __version__
+from chunkrestore.cli_psf import psf as psf_commands
 
 INTERRUPTED = 75
 """Exit status of a job that can be resumed (EX_TEMPFAIL)."""
@@ -100,6 +101,7 @@ _JOB_OPTIONS = (
         "--block", "block_shape", type=Numbers(), help="Core of a block in voxels; default by memory."
     ),
     click.option("--depth", type=Depth(), help="Halo in voxels; default derived from the operator."),
+    click.option("--memory", help="Peak of a block, such as 8GB, or free; default 2 GiB."),
     click.option("--channel", callback=_index, help="Channel name or number; default all."),
     click.option("--timepoint", type=click.IntRange(0), help="Time point; default all."),
     click.option(
@@ -107,6 +109,43 @@ _JOB_OPTIONS = (
     ),
     click.option("--region", type=Region(), help="Part of the volume; default all."),
     *_RUN_OPTIONS,
+)
+
+_DECONVOLUTION_OPTIONS = (
+    click.option(
+        "--method",
+        default="richardson-lucy",
+        show_default=True,
+        help="Or gradient-consensus, wiener-butterworth, masked-wiener, wiener, regularized-inverse.",
+    ),
+    click.option(
+        "--iterations", type=int, help="Default 20 for Richardson-Lucy; the most where it stops by itself."
+    ),
+    click.option("--background", type=float, help="Camera offset, in input intensities; default 0."),
+    click.option("--acceleration", type=click.Choice(["heavy-ball", "none"]), help="Default heavy-ball."),
+    click.option("--total-variation", type=float, help="Strength, such as 0.002; default 0."),
+    click.option("--regularization", type=float, help="Default from the measured signal-to-noise ratio."),
+    click.option("--saturation", type=float, help="Voxels at or above it are not believed."),
+    click.option("--missing", type=float, help="Voxels of this value were not observed."),
+    click.option(
+        "--stop",
+        type=click.Choice(["i-divergence", "split-data", "none"]),
+        help="Let pilot regions decide when.",
+    ),
+    click.option("--gain", type=float, help="Intensity per photon, for split data; default 1."),
+    click.option("--tolerance", type=float, help="Seam error that is allowed; default 0.001."),
+)
+_DECONVOLUTION_PARAMETERS = (
+    "iterations",
+    "background",
+    "acceleration",
+    "total_variation",
+    "regularization",
+    "saturation",
+    "missing",
+    "stop",
+    "gain",
+    "tolerance",
 )
 
 
@@ -154,29 +193,27 @@ def convert(tiff: str, store: str, **options: Any) -> None:
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
-@click.option("--psf", required=True, help="Point spread function, .tif or .npy.")
-@click.option("--iterations", type=int, default=20, show_default=True)
-@click.option(
-    "--background", type=float, default=0.0, show_default=True, help="Camera offset, in input intensities."
-)
-@click.option(
-    "--acceleration", type=click.Choice(["heavy-ball", "none"]), default="heavy-ball", show_default=True
-)
+@click.option("--psf", required=True, help="Point spread function, .tif or .npy; .yaml for one that varies.")
+@_with(_DECONVOLUTION_OPTIONS)
+@click.option("--calibrate", is_flag=True, help="Measure the halo that is needed on a part of the image.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @_with(_JOB_OPTIONS)
-def deconvolve(
-    source: str, output: str, psf: str, iterations: int, background: float, acceleration: str, **options: Any
-) -> None:
-    """Deconvolve an image with Richardson-Lucy."""
-    from chunkrestore.operators.richardson_lucy import RichardsonLucy
-    from chunkrestore.psf import read_psf
+def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) -> None:
+    """Deconvolve an image with its point spread function."""
+    from chunkrestore.operators.methods import deconvolution
+    from chunkrestore.psf.fields import read_psf_or_field
 
-    operator = RichardsonLucy(
-        read_psf(psf),
-        iterations=iterations,
-        background=background,
-        acceleration=None if acceleration == "none" else acceleration,
-    )
-    _run([operator], source, output, options)
+    given = {key: options.pop(key) for key in _DECONVOLUTION_PARAMETERS}
+    parameters = {key: value for key, value in given.items() if value is not None}
+    for key in ("acceleration", "stop"):
+        if parameters.get(key) == "none":
+            parameters[key] = None
+    if "total_variation" in parameters or method == "regularized-inverse":
+        from chunkrestore.ome_zarr import open_image
+
+        image = open_image(source)
+        parameters["voxel_size"] = image.voxel_size[-len(image.spatial_shape) :]
+    _run([deconvolution(method, read_psf_or_field(psf), **parameters)], source, output, options)
 
 
 @cli.command()
@@ -280,6 +317,9 @@ def demo(output: str, cluster: str, quiet: bool) -> None:
     run_demo(output, cluster=cluster, quiet=quiet)
 
 
+cli.add_command(psf_commands)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad arguments or input, 75 interrupted and resumable."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -368,5 +408,5 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
 def _plan(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
     from chunkrestore.jobs.run import plan as make
 
-    keys = ("block_shape", "depth", "level", "timepoint", "channel", "region")
+    keys = ("block_shape", "depth", "memory", "level", "timepoint", "channel", "region")
     return make(operators, source, **{key: options[key] for key in keys if key in options})

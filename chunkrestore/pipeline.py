@@ -19,28 +19,63 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RichardsonLucyStep(_Strict):
-    """Deconvolve."""
+class _DeconvolutionStep(_Strict):
+    """Deconvolve; keys that are not given take the method's default."""
 
-    operator: Literal["richardson-lucy"]
+    operator: str
     psf: Path
-    iterations: int = 20
     background: float = 0.0
-    acceleration: Literal["heavy-ball"] | None = "heavy-ball"
     depth: int | Three | None = None
+    tolerance: float = 1e-3
 
     def build(self, folder: Path) -> Operator:
         """Return the operator; paths are relative to `folder`."""
-        from chunkrestore.operators.richardson_lucy import RichardsonLucy
-        from chunkrestore.psf import read_psf
+        from chunkrestore.operators.methods import deconvolution
+        from chunkrestore.psf.fields import read_psf_or_field
 
-        return RichardsonLucy(
-            read_psf(folder / self.psf),
-            iterations=self.iterations,
-            background=self.background,
-            acceleration=self.acceleration,
-            depth=self.depth,
-        )
+        parameters = self.model_dump(exclude_unset=True, exclude={"operator", "psf"})
+        return deconvolution(self.operator, read_psf_or_field(folder / self.psf), **parameters)
+
+
+class _IterativeStep(_DeconvolutionStep):
+    """Deconvolve by iterations."""
+
+    iterations: int = 20
+    saturation: float | None = None
+    missing: float | None = None
+    stop: Literal["i-divergence", "split-data"] | None = None
+    gain: float = 1.0
+
+
+class RichardsonLucyStep(_IterativeStep):
+    """Richardson-Lucy."""
+
+    operator: Literal["richardson-lucy"]
+    acceleration: Literal["heavy-ball"] | None = "heavy-ball"
+    total_variation: float = 0.0
+    voxel_size: tuple[float, ...] | None = None
+
+
+class UnmatchedStep(_IterativeStep):
+    """Richardson-Lucy with another back projector than the transposed blur."""
+
+    operator: Literal["wiener-butterworth", "masked-wiener"]
+    regularization: float | None = None
+
+
+class GradientConsensusStep(_IterativeStep):
+    """Richardson-Lucy that two halves of the photons agree on."""
+
+    operator: Literal["gradient-consensus"]
+    seed: int = 0
+
+
+class InverseStep(_DeconvolutionStep):
+    """An inverse filter in one pass."""
+
+    operator: Literal["wiener", "regularized-inverse"]
+    regularization: float | None = None
+    voxel_size: tuple[float, ...] | None = None
 
 
 class CareStep(_Strict):
@@ -98,7 +133,14 @@ class ThresholdStep(_Strict):
 
 
 Step = Annotated[
-    RichardsonLucyStep | CareStep | StarDistStep | ThresholdStep, Field(discriminator="operator")
+    RichardsonLucyStep
+    | UnmatchedStep
+    | GradientConsensusStep
+    | InverseStep
+    | CareStep
+    | StarDistStep
+    | ThresholdStep,
+    Field(discriminator="operator"),
 ]
 
 
@@ -110,6 +152,9 @@ class Pipeline(_Strict):
     steps: Annotated[list[Step], Field(min_length=1)]
     block: Three | None = None
     depth: int | Three | None = None
+    calibrate: bool = False
+    memory: int | str | None = None
+    device: str = "cpu"
     level: int = 0
     timepoint: int | list[int] | None = None
     channel: str | int | list[str | int] | None = None

@@ -275,5 +275,10 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_computed(source, 
 
 
 def test_unknown_methods_are_refused():
-    with pytest.raises(ValueError, match="`method` must be 'richardson-lucy', got 'wiener'"):
-        cr.deconvolve(volume(), PSF, method="wiener")
+    with pytest.raises(ValueError, match="`method` must be one of 'richardson-lucy', .*; got 'blind'"):
+        cr.deconvolve(volume(), PSF, method="blind")
+
+
+def test_parameters_of_another_method_are_refused():
+    with pytest.raises(ValueError, match="`regularization` is no parameter of the method 'richardson-lucy'"):
+        cr.deconvolve(volume(), PSF, regularization=0.1)

@@ -49,6 +49,9 @@ version: "0.4"
     assert options == {
         "block_shape": (16, 32, 32),
         "depth": 8,
+        "calibrate": False,
+        "memory": None,
+        "device": "cpu",
         "level": 1,
         "timepoint": 2,
         "channel": ["DAPI", 1],

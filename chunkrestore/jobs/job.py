@@ -30,7 +30,7 @@ from chunkrestore.ome_zarr import (
 )
 from chunkrestore.ome_zarr.read import label_names
 from chunkrestore.ome_zarr.writer import unfinished_state
-from chunkrestore.operators.base import Operator
+from chunkrestore.operators.base import LabelOperator, Operator
 
 _LIBRARIES = ("numpy", "scipy", "tensorflow", "csbdeep", "stardist")
 """Libraries whose version can change the numbers."""
@@ -50,6 +50,10 @@ class Job:
     """Name of the labels, if there is a label pass."""
     version: str
     """OME-Zarr version of a new store."""
+    calibration: dict[str, Any] | None = None
+    """How the depth was found, if it was calibrated."""
+    memory_nbytes: int | None = None
+    """Peak of a task that blocks were sized for, if it was given."""
 
     @property
     def image_passes(self) -> tuple[Pass, ...]:
@@ -64,7 +68,7 @@ class Job:
     @property
     def name(self) -> str:
         """Name of the job among those that write to the same store: what it makes there."""
-        return "image" if self.image_passes else f"labels-{self.label_name}"
+        return job_name([p.operators[-1] for p in self.plan.passes], self.label_name)
 
     @property
     def planes(self) -> list[Plane]:
@@ -79,6 +83,8 @@ class Job:
             "input": source,
             "output": {"labels": self.label_name if self.label_pass else None, "version": self.version},
             "passes": [p.describe() for p in self.plan.passes],
+            "calibration": self.calibration,
+            "memory_nbytes": self.memory_nbytes,
             "versions": versions(),
         }
 
@@ -261,10 +267,16 @@ class Job:
         # An output that is published must never be ahead of the journal, whatever fails.
         stages.ledger.sync()
         writer.publish(
-            {key: content[key] for key in ("operators", "seams", "versions")}
+            {key: content[key] for key in ("operators", "seams", "calibration", "versions")}
             | {"input": self.image.source(0).identity()}
         )
         stages.ledger.decide(f"published-{name}", True)
+
+
+def job_name(operators: Sequence[Operator], label_name: str) -> str:
+    """Return the name of the job that these operators make."""
+    makes_image = any(not isinstance(operator, LabelOperator) for operator in operators)
+    return "image" if makes_image else f"labels-{label_name}"
 
 
 def note_numbers(stages: Stages, position: int, numbers: Mapping[Plane, Numbers]) -> None:

@@ -174,7 +174,7 @@ def make_plan(
     n_channels: int = 1,
     block_shape: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
-    memory_nbytes: int = MEMORY_NBYTES,
+    memory_nbytes: int | None = None,
 ) -> Plan:
     """Check operators against an image's metadata and cut the work into passes and blocks.
 
@@ -191,7 +191,8 @@ def make_plan(
     depth
         Halo of every operator that takes one, instead of the derived halo.
     memory_nbytes
-        Peak memory of one task that default blocks are sized for.
+        Peak memory of one task that default blocks are sized for, as large as they get; None: `MEMORY_NBYTES`,
+        and no block longer than `_MAX_BLOCK`.
 
     Raises
     ------
@@ -257,7 +258,7 @@ def _make_pass(
     operators: Sequence[Operator],
     shape: tuple[int, ...],
     block_shape: Sequence[int] | None,
-    memory_nbytes: int,
+    memory_nbytes: int | None,
 ) -> Pass:
     halo = operators[-1].halo(shape)
     if block_shape is None:
@@ -288,15 +289,22 @@ def _make_pass(
 
 
 def _largest_block(
-    operators: Sequence[Operator], shape: tuple[int, ...], chunks: tuple[int, ...], memory_nbytes: int
+    operators: Sequence[Operator], shape: tuple[int, ...], chunks: tuple[int, ...], memory_nbytes: int | None
 ) -> tuple[int, ...]:
     """Return the largest multiple of `chunks` whose task fits into `memory_nbytes`; one chunk at least."""
     best = chunks
-    for k in range(1, _MAX_BLOCK[len(shape)] // _CHUNK[len(shape)] + 1):
+    longest = _MAX_BLOCK[len(shape)] if memory_nbytes is None else max(shape) + _CHUNK[len(shape)]
+    for k in range(1, longest // _CHUNK[len(shape)] + 1):
         block_shape = tuple(min(k * c, -(-n // c) * c) for c, n in zip(chunks, shape, strict=True))
         block_shape = tuple(min(b, n) for b, n in zip(block_shape, shape, strict=True))
         grid = BlockGrid.regular(shape, block_shape, operators[-1].halo(shape))
-        if k > 1 and _peak_nbytes(operators, grid.block([n // 2 for n in grid.n_blocks])) > memory_nbytes:
+        peak = _peak_nbytes(operators, grid.block([n // 2 for n in grid.n_blocks]))
+        if k == 1 and memory_nbytes is not None and peak > memory_nbytes:
+            raise ValueError(
+                f"`memory` of {format_nbytes(memory_nbytes)} is too little: a block of one chunk {chunks} with its "
+                f"halo takes {format_nbytes(peak)}; give more, use fewer workers, or a smaller `depth`"
+            )
+        if k > 1 and peak > (MEMORY_NBYTES if memory_nbytes is None else memory_nbytes):
             break
         best = block_shape
     return best

@@ -49,6 +49,10 @@ class Report:
     """Blocks done in this run, all stages."""
     n_resumed: int = 0
     """Blocks found finished from earlier runs, all stages."""
+    n_split: int = 0
+    """Blocks that did not fit into memory and were done in parts."""
+    calibration: dict[str, Any] | None = None
+    """Halo found on a pilot region, and the seams measured with it."""
     n_objects: int | None = None
     """Objects in the labels."""
     n_rounds: int | None = None
@@ -81,6 +85,16 @@ class Report:
         lines = [f"wrote      {output}" for output in self.outputs]
         resumed = f", {self.n_resumed} found finished" if self.n_resumed else ""
         lines.append(f"blocks     {self.n_done} done{resumed}")
+        if self.n_split:
+            lines.append(
+                f"memory     {self.n_split} blocks did not fit and were done in parts; smaller blocks or fewer workers "
+                "would be faster"
+            )
+        if self.calibration:
+            default, depth = (
+                " x ".join(map(str, self.calibration[key])) for key in ("default_depth", "depth")
+            )
+            lines.append(f"depth      {depth} by calibration, {default} by default")
         stages = ", ".join(
             f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds >= 0.05
         )

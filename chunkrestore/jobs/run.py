@@ -8,19 +8,27 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from chunkrestore.cluster import Cluster, connect
-from chunkrestore.jobs.job import Job, note_numbers, versions
+import numpy as np
+from dask.utils import parse_bytes
+
+from chunkrestore.backend import free_memory_nbytes, to_device
+from chunkrestore.cluster import Cluster, connect, usable_cores
+from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, job_folder
-from chunkrestore.jobs.plan import Plan, make_plan
+from chunkrestore.jobs.plan import Plan, make_plan, with_depth
 from chunkrestore.jobs.report import Progress, Report
 from chunkrestore.jobs.runner import Runner
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
 from chunkrestore.ome_zarr.store import location
-from chunkrestore.operators.base import Operator
+from chunkrestore.operators.base import ImageOperator, Operator
+from chunkrestore.operators.calibration import calibrate as find_depth
 
 Store: TypeAlias = str | os.PathLike[str]
 Region: TypeAlias = Sequence[tuple[int, int] | slice]
+
+_SHARE_OF_FREE = 0.8
+"""Of the free memory that blocks may take: reading, writing and Python need the rest."""
 
 
 def plan(
@@ -29,6 +37,7 @@ def plan(
     *,
     block_shape: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
+    memory: int | str | None = None,
     level: int = 0,
     timepoint: int | Sequence[int] | None = None,
     channel: str | int | Sequence[str | int] | None = None,
@@ -39,7 +48,7 @@ def plan(
     Parameters are those of `run`. Nothing is computed and nothing is written.
     """
     image = _select(source, level, timepoint, channel, region)
-    return _plan(operators, image, block_shape, depth)
+    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", 1))
 
 
 def run(
@@ -51,6 +60,9 @@ def run(
     n_workers: int | None = None,
     block_shape: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
+    calibrate: bool = False,
+    memory: int | str | None = None,
+    device: str = "cpu",
     level: int = 0,
     timepoint: int | Sequence[int] | None = None,
     channel: str | int | Sequence[str | int] | None = None,
@@ -87,6 +99,15 @@ def run(
         Core of a block, voxels per spatial axis; derived from the operators' memory by default.
     depth
         Halo of every operator that takes one, instead of the derived one.
+    calibrate
+        Find the least sufficient depth of the first operator on a pilot region of the image, first of all
+        (`chunkrestore.operators.calibration`). The figures go into the report and into the output.
+    memory
+        Peak memory of one block that block shapes are derived for: bytes, text such as ``"8 GB"``, or
+        ``"free"`` for what is free on `device`, shared by the workers. By default 2 GiB, and blocks no longer
+        than 512 voxels. A block that does not fit after all is done in parts.
+    device
+        Where deconvolution runs: ``"cpu"``, or ``"cuda"`` with CuPy.
     level, timepoint, channel, region
         Part of `source` to process; everything at full resolution by default. Channels by name or index,
         the region as one (start, stop) per spatial axis in voxels of the level. The region is processed as
@@ -119,20 +140,35 @@ def run(
         If a block fails; the message names it. What is finished is kept.
     """
     image = _select(source, level, timepoint, channel, region)
-    made = _plan(operators, image, block_shape, depth)
-    job = Job(made, image, Path(location(output)), label_name, version)
-    ledger = Ledger(job_folder(job.output, job.name))
+    several = list(operators) if isinstance(operators, Sequence) else [operators]
+    target = Path(location(output))
+    ledger = Ledger(job_folder(target, job_name(several, label_name)))
     if ledger.complete:
         ledger.drop_scratch()
     resuming = ledger.unfinished and not overwrite
+    # What was measured when the job began is not measured again: a resumed job has the same blocks.
+    earlier = ledger.manifest() if resuming else {}
+    nbytes = earlier.get("memory_nbytes") if memory == "free" else None
+    nbytes = nbytes or budget(memory, device, n_workers)
+    calibration = None
+    if calibrate:
+        if depth is not None:
+            raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
+        calibration = earlier.get("calibration") or _calibrated(several, image)
+        several[0] = with_depth(several[0], calibration["depth"], len(image.spatial_shape))
+    made = _plan(several, image, block_shape, depth, nbytes)
+    job = Job(made, image, target, label_name, version, calibration, nbytes)
     manifest = job.manifest()
     if resuming:
         ledger.check(manifest)
     else:
         job.check_output(overwrite=overwrite)
-    report = Report(operators=[], plan=made.describe(), outputs=[], versions=versions())
+    to_device(np.zeros(0, np.float32), device)  # raises if there is no such device
+    report = Report(
+        operators=[], plan=made.describe(), outputs=[], versions=versions(), calibration=calibration
+    )
     with connect(cluster, n_workers=n_workers) as client, closing(ledger):
-        stages = Stages(Runner(client), ledger, Progress(quiet=quiet), report)
+        stages = Stages(Runner(client), ledger, Progress(quiet=quiet), report, device)
         if resuming:
             ledger.begin(manifest)
         else:
@@ -145,11 +181,43 @@ def run(
     return report
 
 
+def budget(memory: int | str | None, device: str, n_workers: int | None) -> int | None:
+    """Return the peak bytes of one block that `memory` stands for; None: the default.
+
+    Raises
+    ------
+    ValueError
+        If it is no amount of memory.
+    """
+    if memory is None:
+        return None
+    if memory == "free":
+        return int(_SHARE_OF_FREE * free_memory_nbytes(device) / (n_workers or usable_cores()))
+    try:
+        nbytes = parse_bytes(memory)
+    except ValueError:
+        nbytes = 0
+    if nbytes <= 0:
+        raise ValueError(f"`memory` must be bytes, text such as '8 GB', or 'free'; got {memory!r}")
+    return nbytes
+
+
+def _calibrated(operators: Sequence[Operator], image: OmeZarrImage) -> dict[str, Any]:
+    """Return the record of a calibration of the first operator, on the first time point and channel."""
+    first = operators[0]
+    first.check(image.spatial_shape, check_dtype(image.dtype, image.path))
+    if not isinstance(first, ImageOperator):
+        raise ValueError(f"`calibrate` has nothing to do: {first.name} is exact with its own halo")
+    source = image.source(0)
+    return find_depth(first, lambda region: source.read(0, 0, region), image.spatial_shape).describe()
+
+
 def _plan(
     operators: Operator | Sequence[Operator],
     image: OmeZarrImage,
     block_shape: Sequence[int] | None,
     depth: int | Sequence[int] | None,
+    memory_nbytes: int | None,
 ) -> Plan:
     several = operators if isinstance(operators, Sequence) else [operators]
     return make_plan(
@@ -160,6 +228,7 @@ def _plan(
         n_channels=image.n_c,
         block_shape=block_shape,
         depth=depth,
+        memory_nbytes=memory_nbytes,
     )
 
 

@@ -61,6 +61,8 @@ class Stages:
     """What is shown."""
     report: Report
     """What will be told."""
+    device: str = "cpu"
+    """Where deconvolution runs."""
 
     @property
     def tables(self) -> Path:
@@ -129,8 +131,11 @@ class Stages:
         """Return `numbers` with what pilot regions of every plane decide for the first operator of a pass."""
         decided = {plane: dict(of_plane) for plane, of_plane in numbers.items()}
         with self._timed("pilots"), self.progress.stage("pilots", len(decided)) as advance:
-            arguments = lambda item: (source, work.operators[0], decided[item[0], item[1]], work.grid.shape)
-            for (t, c), decision in self.runner.map(tasks.pilot, list(decided), arguments):
+            for (t, c), decision in self.runner.map(
+                tasks.pilot,
+                list(decided),
+                lambda plane: (source, work.operators[0], decided[plane[0], plane[1]], work.grid.shape),
+            ):
                 decided[t, c]["pilot"] = decision
                 advance()
         return decided
@@ -144,12 +149,13 @@ class Stages:
         target: RegionWriter,
     ) -> None:
         """Run the image operators of a pass on every block."""
-        self.run(
+        done = self.run(
             name,
             items_of(work.grid, list(operators)),
             tasks.process,
-            lambda item: (source, work.grid, operators[item[0], item[1]], target),
+            lambda item: (source, work.grid, operators[item[0], item[1]], target, self.device),
         )
+        self.report.n_split += sum(n_parts > 1 for n_parts in done.values())
 
     def probe_seams(
         self,
@@ -165,7 +171,7 @@ class Stages:
             name,
             [(*plane, *centre) for centre in _border_centres(work.grid)],
             tasks.probe_seam,
-            lambda item: (source, work.grid, operators[plane], target, _PROBE_HALF_WIDTH),
+            lambda item: (source, work.grid, operators[plane], target, _PROBE_HALF_WIDTH, self.device),
         )
 
     def report_seams(self, name: str, work: Pass, numbers: Mapping[Plane, Numbers]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chunkrestore import statistics
-from chunkrestore.backend import to_numpy
+from chunkrestore.backend import is_out_of_memory, release_memory, to_device, to_numpy
 from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, build_block
 from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
+from chunkrestore.operators.deconvolution import Deconvolution
 from chunkrestore.stitch.resolution import concatenate, neighbours
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
 
 Index = tuple[int, ...]
+
+_LEAST_PART = 16
+"""Voxels per axis below which a block is not cut any further when memory runs out."""
 
 
 def chain(
@@ -43,11 +47,61 @@ def chain(
     return blocks
 
 
-def apply_chain(operators: Sequence[ImageOperator], blocks: Sequence[Block], image: Any) -> np.ndarray:
-    """Run a chain on what its first block reads; return the result on the last block's core."""
+def apply_chain(
+    operators: Sequence[ImageOperator], blocks: Sequence[Block], image: Any, device: str = "cpu"
+) -> np.ndarray:
+    """Run a chain on what its first block reads; return the result on the last block's core.
+
+    Deconvolution runs on `device`, networks where TensorFlow puts them.
+    """
     for operator, block in zip(operators, blocks, strict=True):
-        image = operator(image, block)[block.trim]
+        here = to_device(image, device) if isinstance(operator, Deconvolution) else to_numpy(image)
+        image = operator(here, block)[block.trim]
     return to_numpy(image)
+
+
+def apply_within_memory(
+    operators: Sequence[ImageOperator],
+    core: Slices,
+    shape: Sequence[int],
+    index: Index,
+    read: Callable[[Slices], np.ndarray],
+    device: str = "cpu",
+) -> tuple[np.ndarray, int]:
+    """Run a chain on one core; where memory runs out, on its halves, and so on.
+
+    Each part reads its own halo, so parts meet as blocks do. Returns the result on the core, and in how many
+    parts it was done.
+
+    Raises
+    ------
+    MemoryError
+        If not even a part of `_LEAST_PART` voxels per axis fits.
+    """
+    blocks = chain(operators, core, shape, index)
+    try:
+        return apply_chain(operators, blocks, read(blocks[0].read), device), 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        why = str(error) or type(error).__name__
+    # Outside the handler: the error's traceback holds the arrays that did not fit.
+    release_memory()
+    lengths = [s.stop - s.start for s in core]
+    axis = int(np.argmax(lengths))
+    if lengths[axis] < 2 * _LEAST_PART:
+        raise MemoryError(
+            f"{blocks[-1]} does not fit into memory, not even in parts of {lengths} voxels ({why}); use fewer "
+            "workers, a smaller `depth`, or a machine with more memory"
+        )
+    align = max(operator.halo(shape).align[axis] for operator in operators)
+    middle = core[axis].start + max(lengths[axis] // 2 // align, 1) * align
+    ends = slice(core[axis].start, middle), slice(middle, core[axis].stop)
+    halves = [
+        apply_within_memory(operators, (*core[:axis], end, *core[axis + 1 :]), shape, index, read, device)
+        for end in ends
+    ]
+    return np.concatenate([result for result, _ in halves], axis=axis), sum(n for _, n in halves)
 
 
 def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.Summary:
@@ -86,14 +140,18 @@ def process(
     grid: BlockGrid,
     operators: Sequence[ImageOperator],
     target: RegionWriter,
-) -> None:
-    """Run a chain of image operators on one block and write its core."""
+    device: str,
+) -> int:
+    """Run a chain of image operators on one block and write its core; return in how many parts."""
     t, c, *index = item
-    blocks = chain(operators, grid.block(index).core, grid.shape, tuple(index))
-    result = apply_chain(operators, blocks, source.read(t, c, blocks[0].read))
+    block = grid.block(index)
+    result, n_parts = apply_within_memory(
+        operators, block.core, grid.shape, tuple(index), lambda region: source.read(t, c, region), device
+    )
     if not np.isfinite(result).all():
-        raise FloatingPointError(f"{blocks[-1]}: the result holds NaN or infinite voxels")
-    target.write(t, c, blocks[-1].core, result)
+        raise FloatingPointError(f"{block}: the result holds NaN or infinite voxels")
+    target.write(t, c, block.core, result)
+    return n_parts
 
 
 def probe_seam(
@@ -103,6 +161,7 @@ def probe_seam(
     operators: Sequence[ImageOperator],
     written: RegionReader,
     half_width: int,
+    device: str,
 ) -> dict[str, float]:
     """Compare what was written on both sides of a block border with a result that has no border there.
 
@@ -115,7 +174,7 @@ def probe_seam(
     )
     deeper = [_deepened(operator, grid.shape) for operator in operators]
     blocks = chain(deeper, core, grid.shape)
-    reference = apply_chain(deeper, blocks, source.read(t, c, blocks[0].read))
+    reference = apply_chain(deeper, blocks, source.read(t, c, blocks[0].read), device)
     error = written.read(t, c, core).astype(np.float64) - reference
     return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
 

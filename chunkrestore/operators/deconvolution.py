@@ -138,11 +138,12 @@ class Deconvolution:
         return LAST_BLUR.get((self._digest, lattice, *place), lambda: Blur.from_psf(psf, lattice, image))
 
     def _spectrum_nbytes(self, lattice: Sequence[int]) -> tuple[int, int]:
-        """Return the bytes of a half spectrum on the lattice and of all transfer functions."""
+        """Return the bytes of a half spectrum on the lattice, and of all transfer functions and their weights."""
         blurred = [axis for axis, p in enumerate(self.psf.shape) if p > 1] or [self.psf.ndim - 1]
         half = [n // 2 + 1 if axis == blurred[-1] else n for axis, n in enumerate(lattice)]
         otf = math.prod(n if axis in blurred else 1 for axis, n in enumerate(half))
-        return 8 * math.prod(half), 8 * otf * len(self._psfs)
+        weights = self.psf.weights_nbytes(lattice) if isinstance(self.psf, PsfField) else 0
+        return 8 * math.prod(half), 8 * otf * len(self._psfs) + weights
 
     def _border_lattice(self, read_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the lattice of a block that touches the volume's border on every axis."""
