@@ -52,7 +52,11 @@ def read_psf_or_field(path: str | os.PathLike[str]) -> npt.NDArray[np.float32] |
 
 
 def write_psf_field(
-    path: str | os.PathLike[str], field: PsfField, voxel_size: tuple[float, ...]
+    path: str | os.PathLike[str],
+    field: PsfField,
+    voxel_size: tuple[float, ...],
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write a field as a YAML file and one TIFF per point spread function beside it.
 
@@ -60,15 +64,23 @@ def write_psf_field(
     -------
     list of Path
         All files, the YAML file first.
+
+    Raises
+    ------
+    FileExistsError
+        If one of them exists and `overwrite` is not set; nothing is written then.
     """
     import yaml
 
     file = Path(path)
-    entries, files = [], []
-    for k, (psf, position) in enumerate(zip(field.psfs, field.positions, strict=True)):
-        files.append(file.with_name(f"{file.stem}-{k}.tif"))
-        write_psf(files[-1], psf, voxel_size)
-        entries.append({"psf": files[-1].name, "position": list(position)})
+    files = [file.with_name(f"{file.stem}-{k}.tif") for k in range(len(field.psfs))]
+    for one in (file, *files):
+        if one.exists() and not overwrite:
+            raise FileExistsError(f"{one} exists; give another name, or overwrite it")
+    entries = []
+    for one, psf, position in zip(files, field.psfs, field.positions, strict=True):
+        write_psf(one, psf, voxel_size)
+        entries.append({"psf": one.name, "position": list(position)})
     file.write_text(yaml.safe_dump(entries, sort_keys=False))
     return [file, *files]
 

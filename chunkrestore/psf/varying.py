@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from chunkrestore.psf.prepare import prepare
 
 _POWER = 4
-# Of the distance in the weights of scattered positions: smooth, and a voxel at a position sees its own
-# point spread function alone.
+# Of the distance in the weights of scattered positions: more than the number of axes, so that near positions
+# matter more than many far ones. Weights are smooth.
+_LEAST_SQUARE = 1e-8
+# Added to squares of distances, in units of the extent of the positions: a voxel at a position sees its own
+# point spread function alone, to rounding of float32.
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +25,9 @@ class PsfField:
     """Point spread functions with the positions in the volume at which they hold.
 
     Between positions they are blended: linearly along each axis if the positions form a rectilinear grid
-    (planes of depth are the simplest one), by inverse distance if they are scattered. Beyond the outermost
-    positions of a grid its outermost point spread functions hold.
+    (planes of depth are the simplest one), by inverse distance to the fourth power, in units of the extent
+    of the positions, if they are scattered (Shepard 1968). Beyond the outermost positions along an axis what
+    holds there goes on.
 
     Parameters
     ----------
@@ -118,14 +121,27 @@ class PsfField:
             broadcasts to `lattice`. Summed over all point spread functions, the products are 1.
         """
         coordinates = [_coordinates(*axis) for axis in zip(origin, shape, lattice, strict=True)]
-        axes = [np.unique([place[axis] for place in self.positions]) for axis in range(self.ndim)]
-        if len(self.positions) == np.prod([len(knots) for knots in axes]):
+        if self._is_grid:
+            axes = self._knots
             found = {
                 k: self._grid_factors(place, axes, coordinates) for k, place in enumerate(self.positions)
             }
         else:
             found = self._scattered_factors(coordinates)
         return {k: factors for k, factors in found.items() if all(factor.any() for factor in factors)}
+
+    def weights_nbytes(self, lattice: Sequence[int]) -> int:
+        """Return the bytes of the `weights` on a lattice: next to none if the positions form a grid."""
+        return 0 if self._is_grid else 4 * len(self.positions) * math.prod(lattice)
+
+    @cached_property
+    def _knots(self) -> list[npt.NDArray[np.float64]]:
+        """Per axis, the different positions, rising."""
+        return [np.unique([place[axis] for place in self.positions]) for axis in range(self.ndim)]
+
+    @property
+    def _is_grid(self) -> bool:
+        return len(self.positions) == math.prod(len(knots) for knots in self._knots)
 
     def _grid_factors(
         self, place: Sequence[float], axes: Sequence[np.ndarray], coordinates: Sequence[np.ndarray]
@@ -140,26 +156,28 @@ class PsfField:
     def _scattered_factors(
         self, coordinates: Sequence[np.ndarray]
     ) -> dict[int, tuple[npt.NDArray[np.float32], ...]]:
-        # Distances in units of the extent of the positions, so that a flat volume's few planes count too.
-        extents = [max(float(np.ptp([p[axis] for p in self.positions])), 1.0) for axis in range(self.ndim)]
-        closeness = [
-            1.0
-            / np.maximum(
-                sum(
-                    g**2
-                    for g in np.meshgrid(
-                        *((x - p) / e for x, p, e in zip(coordinates, place, extents, strict=True)),
-                        indexing="ij",
-                        sparse=True,
-                    )
-                ),
-                1e-8,
-            )
-            ** (_POWER / 2)
-            for place in self.positions
-        ]
-        total: Any = sum(closeness)
-        return {k: ((c / total).astype(np.float32),) for k, c in enumerate(closeness)}
+        places = np.asarray(self.positions)
+        low, high = places.min(axis=0), places.max(axis=0)
+        # In units of the extent of the positions, so that a flat volume's few planes count too; no further
+        # than that extent, so that an axis along which they hardly differ does not make all equally far.
+        extents = np.maximum(high - low, 1.0)
+        clipped = map(np.clip, coordinates, low, high)
+        scaled = [x / extent for x, extent in zip(clipped, extents, strict=True)]
+        closeness = [_closeness(scaled, place) for place in places / extents]
+        total = closeness[0].copy()
+        for one in closeness[1:]:
+            total += one
+        for one in closeness:
+            one /= total
+        return {k: (one,) for k, one in enumerate(closeness)}
+
+
+def _closeness(coordinates: Sequence[np.ndarray], place: np.ndarray) -> npt.NDArray[np.float32]:
+    """Return the distance from `place` to the power of minus `_POWER` at all voxels of a lattice."""
+    squares = np.float32(_LEAST_SQUARE)
+    for offset in np.ix_(*(((x - p) ** 2).astype(np.float32) for x, p in zip(coordinates, place, strict=True))):
+        squares = squares + offset
+    return np.asarray(squares ** np.float32(-_POWER / 2), dtype=np.float32)
 
 
 def _padded(psf: npt.NDArray[np.float32], radius: Sequence[int]) -> npt.NDArray[np.float32]:
