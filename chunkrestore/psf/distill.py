@@ -54,7 +54,7 @@ def distill_psf(image: npt.ArrayLike, beads: Beads, *, bead_diameter_um: float |
 
     Beads that were rejected only because another one is near are used as well, as long as all their
     neighbours can be used: they are modelled together. Positions, brightnesses and backgrounds are fitted
-    again after every third of the iterations.
+    anew before every solution.
 
     Parameters
     ----------
@@ -62,10 +62,6 @@ def distill_psf(image: npt.ArrayLike, beads: Beads, *, bead_diameter_um: float |
         As for `average_beads`.
     bead_diameter_um
         Diameter of the beads in micrometres, made part of the model; points by default.
-    iterations
-        Richardson-Lucy iterations, at least 1. They start from the average of the isolated beads (from a
-        Gaussian if there is none). For points 30 are past convergence; the larger the beads are for the point
-        spread function, the more the number of iterations decides between width and noise.
 
     Returns
     -------
@@ -75,7 +71,7 @@ def distill_psf(image: npt.ArrayLike, beads: Beads, *, bead_diameter_um: float |
     Raises
     ------
     ValueError
-        As from `average_beads`, and if `iterations` is below 1.
+        As from `average_beads`.
     """
     array = np.asarray(image)
     beads, start = _start(array, beads, bead_diameter_um)
