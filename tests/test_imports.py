@@ -18,7 +18,7 @@ LAYERS = [
     {"lazy", "stitch"},
     {"api", "pipeline", "jobs"},
     {"demo"},
-    {"cli"},
+    {"cli", "cli_psf"},
 ]
 BESIDE = {"ome_zarr", "cluster", "models"}
 """Know no operator."""
