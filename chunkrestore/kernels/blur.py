@@ -115,9 +115,9 @@ class BlendedBlur:
         """Return H `image`, float32, or its first `shape` voxels."""
         total = cast(Any, None)
         for part, factors in zip(self.parts, self.weights, strict=True):
-            weighted = _weighted(image, factors)
-            spectrum = part.filtered(part.analyse(weighted))
+            spectrum = part.filtered(part.analyse(_weighted(image, factors)))
             total = spectrum if total is None else backend.elementwise(_plus, total, total, spectrum)
+            del spectrum
         return self.parts[0].synthesise(total, shape)
 
     def adjoint(self, image: Array, shape: Sequence[int] | None = None) -> Array:
@@ -126,9 +126,10 @@ class BlendedBlur:
         spectrum = self.parts[0].analyse(image)
         del image
         for part, factors in zip(self.parts, self.weights, strict=True):
-            filtered = part.filtered(spectrum, adjoint=True, out=xp.empty_like(spectrum))
-            weighted = _weighted(part.synthesise(filtered), factors)
-            total = weighted if total is None else backend.elementwise(_plus, total, total, weighted)
+            # Nested, so that the transform holds the only reference to the spectrum that it destroys.
+            seen = part.synthesise(part.filtered(spectrum, adjoint=True, out=xp.empty_like(spectrum)))
+            total = _weighted(seen, factors, out=seen) if total is None else _added(total, seen, factors)
+            del seen
         return total if shape is None else total[tuple(slice(n) for n in shape)]
 
 
@@ -143,11 +144,17 @@ def share_seen(blur: AnyBlur, observed: Array) -> Array:
     return blur.adjoint(observed)
 
 
-def _weighted(image: Array, factors: Sequence[Array]) -> Array:
-    """Return `image` times the factors that broadcast to it."""
-    xp = backend.namespace(image)
-    function = _TIMES_FACTORS[len(factors)]
-    return backend.elementwise(function, xp.empty_like(image), image, *factors)
+def _weighted(image: Array, factors: Sequence[Array], out: Array | None = None) -> Array:
+    """Return `image`, which may cover a corner of the lattice, times the factors that broadcast to it."""
+    corner = [f[tuple(slice(min(n, m)) for n, m in zip(image.shape, f.shape, strict=True))] for f in factors]
+    if out is None:
+        out = backend.namespace(image).empty_like(image)
+    return backend.elementwise(_TIMES_FACTORS[len(factors)], out, image, *corner)
+
+
+def _added(total: Array, image: Array, factors: Sequence[Array]) -> Array:
+    """Return `total` plus `image` times factors, in `total`."""
+    return backend.elementwise(_PLUS_FACTORS[len(factors)], total, total, image, *factors)
 
 
 def _times(xp: Any, spectrum: Array, otf: Array) -> Array:
@@ -174,7 +181,20 @@ def _times_three(xp: Any, image: Array, a: Array, b: Array, c: Array) -> Array:
     return image * (a * b * c)
 
 
+def _plus_one(xp: Any, total: Array, image: Array, a: Array) -> Array:
+    return total + image * a
+
+
+def _plus_two(xp: Any, total: Array, image: Array, a: Array, b: Array) -> Array:
+    return total + image * (a * b)
+
+
+def _plus_three(xp: Any, total: Array, image: Array, a: Array, b: Array, c: Array) -> Array:
+    return total + image * (a * b * c)
+
+
 _TIMES_FACTORS: dict[int, Callable[..., Array]] = {1: _times_one, 2: _times_two, 3: _times_three}
+_PLUS_FACTORS: dict[int, Callable[..., Array]] = {1: _plus_one, 2: _plus_two, 3: _plus_three}
 
 
 def _wrapped_runs(length: int, lattice: int) -> Iterator[tuple[slice, slice]]:

@@ -99,7 +99,7 @@ def _heads(photons: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]) -> np
     left = np.minimum(photons, _MOST_COINS).astype(np.int64)
     heads = np.zeros(photons.shape, np.int64)
     for word in range(-(-int(min(most, _MOST_COINS)) // 64)):
-        coins = _mixed(keys + np.uint64(word) * np.uint64(0xD1B54A32D192ED03))
+        coins = _mixed(keys + np.uint64(word * 0xD1B54A32D192ED03 % 2**64))
         n = np.clip(left - 64 * word, 0, 64).astype(np.uint64)
         wanted = np.where(n == 64, _ALL, (np.uint64(1) << (n & np.uint64(63))) - np.uint64(1))
         heads += np.bitwise_count(coins & wanted)
@@ -110,9 +110,7 @@ def _heads(photons: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]) -> np
     return result
 
 
-def _normal_heads(
-    photons: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.float32]:
+def _normal_heads(photons: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     first, second = (_mixed(keys ^ np.uint64(salt)) >> np.uint64(11) for salt in (0x5851F42D, 0x14057B7E))
     radius = np.sqrt(-2 * np.log((first.astype(np.float64) + 0.5) / 2**53))
     normal = radius * np.cos(2 * np.pi * second.astype(np.float64) / 2**53)

@@ -21,6 +21,7 @@ multiplies each iteration by a factor (`chunkrestore.kernels.total_variation`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ import numpy as np
 from chunkrestore import backend
 from chunkrestore.backend import Array
 from chunkrestore.kernels.blur import AnyBlur, Blur, Borders, lattice_shape, share_seen
-from chunkrestore.kernels.total_variation import total_variation_factor
+from chunkrestore.kernels.sweeps import blur_planes, blurred_constant, can_sweep, over_planes
+from chunkrestore.kernels.total_variation import smoothed
 
 LEAST_WEIGHT = 0.01
 # Bertero and Boccacci's limit: noise at the rim is not divided by almost nothing. On simulated nuclei any
@@ -77,8 +79,9 @@ def richardson_lucy(
 
     Notes
     -----
-    Four real transforms per iteration. At most 24 bytes per lattice voxel (20 without acceleration; 4 less
-    for blocks inside the volume) besides the image and the result.
+    Four real transforms per iteration. At most 20 bytes per lattice voxel (4 less without acceleration, and 4
+    less for blocks inside the volume; 4 more where `chunkrestore.kernels.sweeps` do not apply) besides the
+    image and the result.
 
     References
     ----------
@@ -135,33 +138,91 @@ def estimates(
     back_projector
         Blur whose adjoint takes the place of that of `blur` in the correction.
     total_variation, voxel_size
-        Strength and voxel sides, as for `total_variation_factor`.
+        Strength and voxel sides, as for `smoothed`.
     """
-    weights = _weights(blur, image, mask)
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
+    fit = _Fit(image, mask, _weights(blur, image, mask), background, floor, back_projector is None)
+    projector = back_projector or blur
+    if can_sweep(image, blur, projector) and not total_variation:
+        yield from _swept_estimates(fit, blur, projector, iterations, start, acceleration is not None)
+        return
     estimate = backend.full(blur.lattice, start, image)
     previous = backend.full(blur.lattice, start, image) if acceleration else None
     for k in range(1, iterations + 1):
         if previous is not None and k > 1:
-            ahead = backend.elementwise(_extrapolated, previous, estimate, previous, (k - 1) / (k + 2))
-            estimate, previous = ahead, estimate
+            estimate, previous = _ahead(k, estimate, previous, previous), estimate
         # Nested, so that `adjoint` holds the only reference to the ratio and can free it half way.
-        correction = (back_projector or blur).adjoint(
-            residual(image, blur.forward(estimate, image.shape), background, floor, mask)
-        )
-        # Of the estimate before the step, as the equation has it.
-        factor = total_variation and total_variation_factor(estimate, total_variation, start, voxel_size)
-        if back_projector is None:
-            estimate = backend.elementwise(_updated, estimate, estimate, correction, weights, 0.0)
-        else:
-            limits = 1 / LARGEST_STEP, LARGEST_STEP
-            estimate = backend.elementwise(_limited_update, estimate, estimate, correction, weights, *limits)
+        correction = projector.adjoint(fit.residual(..., blur.forward(estimate, image.shape)))
+        new = fit.updated(..., correction, estimate, correction)
         if total_variation:
-            estimate = backend.elementwise(_times, estimate, estimate, factor)
-        del correction, factor
-        if mask is not None and k == iterations:
-            estimate = backend.elementwise(_known, estimate, estimate, weights, 1 / LEAST_WEIGHT)
+            # Of the estimate before the step, as the equation has it.
+            new = smoothed(new, estimate, total_variation, start, voxel_size, image.shape)
+        estimate = new
+        del correction, new
+        if k == iterations:
+            estimate = fit.known(..., estimate)
         yield estimate
+
+
+def _swept_estimates(
+    fit: _Fit, blur: Blur, projector: Blur, iterations: int, start: float, accelerated: bool
+) -> Iterator[Array]:
+    """Yield `estimates`, with all that lies between two blurs done plane by plane, in the cache."""
+    shape, lattice = fit.image.shape, blur.lattice
+    estimate = np.full(lattice, start, np.float32)
+    ahead = np.full(lattice, start, np.float32) if accelerated else estimate
+
+    def step(planes: slice, correction: Array) -> Array | None:
+        new = fit.updated(planes, correction, ahead[planes], correction)
+        if k == iterations:
+            estimate[planes] = fit.known(planes, new)
+            return None
+        if accelerated:
+            _ahead(k + 1, new, estimate[planes], ahead[planes])
+        estimate[planes] = new
+        return ahead[planes]
+
+    spectrum = blurred_constant(start, blur)
+    for k in range(1, iterations + 1):
+        over_planes(spectrum, lattice, shape, fit.residual)
+        blur_planes(spectrum, projector, adjoint=True, given=shape[0])
+        over_planes(spectrum, lattice, lattice, step)
+        if k == iterations:
+            del spectrum  # before the caller copies
+        yield estimate
+        if k < iterations:
+            blur_planes(spectrum, blur, wanted=shape[0])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What was observed, and the element-wise steps that fit an estimate to it, on some planes or all."""
+
+    image: Array
+    mask: Array | None
+    weights: Array | float
+    background: float
+    floor: float
+    matched: bool
+
+    def residual(self, planes: Any, blurred: Array) -> Array:
+        """Return the `residual`, in `blurred`."""
+        mask = None if self.mask is None else self.mask[planes]
+        return residual(self.image[planes], blurred, self.background, self.floor, mask)
+
+    def updated(self, planes: Any, out: Array, estimate: Array, correction: Array) -> Array:
+        """Return the estimate after the step, in `out`."""
+        weights = self.weights if isinstance(self.weights, float) else self.weights[planes]
+        if self.matched:
+            return backend.elementwise(_updated, out, estimate, correction, weights, 0.0)
+        limits = 1 / LARGEST_STEP, LARGEST_STEP
+        return backend.elementwise(_limited_update, out, estimate, correction, weights, *limits)
+
+    def known(self, planes: Any, estimate: Array) -> Array:
+        """Return the last estimate, 0 where no observed voxel tells of it, in `estimate`."""
+        if self.mask is None or isinstance(self.weights, float):
+            return estimate
+        return backend.elementwise(_known, estimate, estimate, self.weights[planes], 1 / LEAST_WEIGHT)
 
 
 def residual(image: Array, blurred: Array, background: float, floor: float, mask: Array | None) -> Array:
@@ -188,8 +249,13 @@ def _relative(xp: Any, image: Array, blurred: Array, background: Array, floor: A
 def _relative_observed(
     xp: Any, image: Array, blurred: Array, background: Array, floor: Array, mask: Array
 ) -> Array:
-    relative = _relative(xp, image, blurred, background, floor)
-    return relative * xp.astype(mask, xp.float32)
+    expected = xp.maximum(blurred + background, floor)
+    return xp.where(mask, xp.astype(image, xp.float32, copy=False), expected) / expected - 1.0
+
+
+def _ahead(k: int, now: Array, before: Array, out: Array) -> Array:
+    """Return where iteration `k` with momentum begins, in `out`."""
+    return backend.elementwise(_extrapolated, out, now, before, (k - 1) / (k + 2))
 
 
 def _extrapolated(xp: Any, now: Array, before: Array, factor: Array) -> Array:
@@ -206,10 +272,6 @@ def _limited_update(
     return estimate * xp.minimum(xp.maximum(1.0 + correction * weights, least), most)
 
 
-def _times(xp: Any, a: Array, b: Array) -> Array:
-    return a * b
-
-
 def _known(xp: Any, estimate: Array, weights: Array, limit: Array) -> Array:
     """Return 0 where no observed voxel tells of the estimate."""
     return estimate * xp.astype(weights < limit, xp.float32)
@@ -217,4 +279,3 @@ def _known(xp: Any, estimate: Array, weights: Array, limit: Array) -> Array:
 
 def _reciprocal(xp: Any, share: Array, least: Array) -> Array:
     return 1.0 / xp.maximum(share, least)
-

@@ -173,6 +173,15 @@ def core_depth(psf: np.ndarray, sigmas: float, most: float = math.inf) -> tuple[
     )
 
 
+def check_brightness(statistics: Mapping[Any, Any], background: float) -> None:
+    """Raise `ValueError` if the maximum of a volume is among `statistics` and not above `background`."""
+    if background and statistics.get("maximum", math.inf) <= background:
+        raise ValueError(
+            f"`background` {background:g} is not below the image, whose maximum is {statistics['maximum']:g}; give "
+            "the intensity of a voxel without light"
+        )
+
+
 class Last:
     """Keep what was made last, for one key, per process.
 

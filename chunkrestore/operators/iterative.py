@@ -16,7 +16,13 @@ from chunkrestore.grid import Block, Slices
 from chunkrestore.kernels.blur import AnyBlur
 from chunkrestore.kernels.photon_splitting import split_photons
 from chunkrestore.operators.base import Array, Statistic, numbers_of
-from chunkrestore.operators.deconvolution import Deconvolution, dtype_of, number, whole_number
+from chunkrestore.operators.deconvolution import (
+    Deconvolution,
+    check_brightness,
+    dtype_of,
+    number,
+    whole_number,
+)
 from chunkrestore.operators.pilot import (
     LEAST_CHANGE,
     Read,
@@ -44,13 +50,14 @@ class IterativeDeconvolution(Deconvolution):
     mask: Any = field(default=None, repr=False)
     stop: str | None = None
     gain: float = 1.0
+    offset: float | None = None
     decision: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set("iterations", whole_number("iterations", self.iterations, least=1))
         self._set("gain", number("gain", self.gain))
-        for name in ("start", "saturation", "missing"):
+        for name in ("start", "saturation", "missing", "offset"):
             value = getattr(self, name)
             self._set(name, None if value is None else number(name, value))
         if self.start is not None and self.start <= 0:
@@ -62,12 +69,19 @@ class IterativeDeconvolution(Deconvolution):
             )
         if self.gain <= 0:
             raise ValueError(f"`gain` must be above 0 (intensity per photon), got {self.gain:g}")
+        if self.offset is not None and self.offset > self.background:
+            raise ValueError(
+                f"`offset` {self.offset:g} must not lie above `background` {self.background:g}: it is what the "
+                "camera reports without any light, `background` what it reports without any object"
+            )
         if self.stop not in STOPS:
             raise ValueError(f'`stop` must be "i-divergence", "split-data" or None, got {self.stop!r}')
         if self.mask is not None and not (hasattr(self.mask, "shape") and hasattr(self.mask, "__getitem__")):
             raise TypeError(
                 f"`mask` must be an array of the volume's shape, got {type(self.mask).__name__}; read it first"
             )
+        if hasattr(self.mask, "__dlpack__"):  # an array in memory, as opposed to a stored or a lazy one
+            self._set("mask", _unchangeable(backend.to_numpy(self.mask)))
 
     def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         """Raise `ValueError` if a volume of `shape` and `dtype` cannot be processed."""
@@ -80,17 +94,28 @@ class IterativeDeconvolution(Deconvolution):
 
     @property
     def needs(self) -> frozenset[Statistic]:
-        """The mean until `start` is known, and pilots until it is decided when to stop."""
-        mean = {"mean"} if self.start is None else set()
-        return frozenset(mean | ({"pilot"} if self._needs_pilot else set()))
+        """The mean until `start` is known, and pilots until it is decided when to stop.
+
+        With a background the maximum as well, to see whether anything is brighter.
+        """
+        level = {"mean"} | ({"maximum"} if self.background else set())
+        pilot = {"pilot"} if self._needs_pilot else set()
+        return frozenset((level if self.start is None else set()) | pilot)
 
     @property
     def _needs_pilot(self) -> bool:
         return self.stop is not None and self.decision is None
 
     def resolve(self, statistics: Mapping[Statistic, Any]) -> Self:
-        """Return this operator with start value and number of iterations decided."""
+        """Return this operator with start value and number of iterations decided.
+
+        Raises
+        ------
+        ValueError
+            If nothing is brighter than the background.
+        """
         resolved = self
+        check_brightness(statistics, self.background)
         if self.start is None:
             mean = float(statistics["mean"])
             scale = max(abs(mean), self.background) or 1.0
@@ -141,7 +166,7 @@ class IterativeDeconvolution(Deconvolution):
             if stop == "split-data":
                 share = 0.5
                 halves = split_photons(
-                    backend.to_numpy(image), origin, background=self.background, gain=self.gain
+                    backend.to_numpy(image), origin, background=self._no_photons, gain=self.gain
                 )
                 fitted, predicted = (backend.asarray_like(half, image) for half in halves)
             blur = self._blur(image, origin, ((True, True),) * image.ndim)
@@ -197,10 +222,11 @@ class IterativeDeconvolution(Deconvolution):
     def _observed(self, image: Array, region: Slices) -> Array | None:
         """Return where a region was observed; None: everywhere."""
         masks = []
+        xp = backend.namespace(image)
         if self.saturation is not None:
-            masks.append(image < self.saturation)
+            masks.append(xp.astype(image, xp.float32, copy=False) < self.saturation)
         if self.missing is not None:
-            masks.append(image != self.missing)
+            masks.append(xp.astype(image, xp.float32, copy=False) != self.missing)
         if self.mask is not None:
             masks.append(backend.asarray_like(np.asarray(self.mask[region], dtype=np.bool_), image))
         if not masks:
@@ -226,6 +252,11 @@ class IterativeDeconvolution(Deconvolution):
         """
 
     @property
+    def _no_photons(self) -> float:
+        """Intensity above which photons are counted."""
+        return self.background if self.offset is None else self.offset
+
+    @property
     def _has_mask(self) -> bool:
         return self.saturation is not None or self.missing is not None or self.mask is not None
 
@@ -236,7 +267,8 @@ class IterativeDeconvolution(Deconvolution):
         if isinstance(self.mask, np.ndarray):
             content = repr(self.mask.shape).encode() + np.packbits(self.mask.astype(np.bool_)).tobytes()
         else:
-            content = repr(self.mask).encode()  # of a stored array, its place and shape
+            # Of a stored array, its place and shape; of a lazy one, the name that identifies its graph.
+            content = f"{self.mask!r} {getattr(self.mask, 'name', '')}".encode()
         return hashlib.sha256(content).hexdigest()
 
     def _parameters(self) -> Mapping[str, Any]:
@@ -248,5 +280,14 @@ class IterativeDeconvolution(Deconvolution):
             "mask_sha256": self._mask_digest,
             "stop": self.stop,
             "gain": self.gain,
+            "offset": self.offset,
             "decision": None if self.decision is None else dict(self.decision),
         }
+
+
+def _unchangeable(mask: np.ndarray) -> np.ndarray:
+    """Return a boolean copy that cannot be written to, or `mask` if it is one."""
+    if mask.dtype != np.bool_ or mask.flags.writeable:
+        mask = mask.astype(np.bool_)
+        mask.setflags(write=False)
+    return mask

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,8 +27,8 @@ class PsfField:
 
     Between positions they are blended: linearly along each axis if the positions form a rectilinear grid
     (planes of depth are the simplest one), by inverse distance to the fourth power, in units of the extent
-    of the positions, if they are scattered (Shepard 1968). Beyond the outermost positions along an axis what
-    holds there goes on.
+    of the positions, if they are scattered (Shepard 1968); give those that should count as one depth the same
+    z. Beyond the outermost positions along an axis what holds there goes on.
 
     Parameters
     ----------
@@ -150,7 +151,9 @@ class PsfField:
         for axis, (knots, x) in enumerate(zip(axes, coordinates, strict=True)):
             if len(knots) > 1:
                 hat = np.interp(x, knots, knots == place[axis])
-                factors.append(hat.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(self.ndim)]))
+                factors.append(
+                    hat.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(self.ndim)])
+                )
         return tuple(factors) or (np.ones((1,) * self.ndim, np.float32),)
 
     def _scattered_factors(
@@ -175,7 +178,9 @@ class PsfField:
 def _closeness(coordinates: Sequence[np.ndarray], place: np.ndarray) -> npt.NDArray[np.float32]:
     """Return the distance from `place` to the power of minus `_POWER` at all voxels of a lattice."""
     squares = np.float32(_LEAST_SQUARE)
-    for offset in np.ix_(*(((x - p) ** 2).astype(np.float32) for x, p in zip(coordinates, place, strict=True))):
+    for offset in np.ix_(
+        *(((x - p) ** 2).astype(np.float32) for x, p in zip(coordinates, place, strict=True))
+    ):
         squares = squares + offset
     return np.asarray(squares ** np.float32(-_POWER / 2), dtype=np.float32)
 

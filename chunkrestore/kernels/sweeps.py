@@ -1,0 +1,124 @@
+r"""Blurs of a three-dimensional lattice in the processor's cache: sweeps over one half spectrum.
+
+Whole-volume transforms read and write every axis of a volume in main memory, and element-wise steps between
+them read and write it again. Here all work on a block goes through one array, the half spectrum
+:math:`s(z, k_y, k_x)` that is transformed along y and x but not along z, in two alternating sweeps:
+
+- `blur`, strip by strip of y: transform along z, multiply by the transfer function, transform back;
+- `over_planes`, plane by plane: transform back along y and x, do anything element-wise, transform again.
+
+What an iteration does between its blurs thus costs no pass over main memory of its own, and an iteration of
+Richardson-Lucy takes about as long as its four real transforms alone. Strips and planes are cut by
+`chunkrestore.backend.each_slab`: 2^16 complex numbers are 512 KiB, so that a strip, its part of the transfer
+function and what SciPy needs beside them fit into a second-level cache of 1 MiB. They do not depend on the
+number of threads, hence neither do the results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkrestore import backend
+from chunkrestore.backend import Array
+from chunkrestore.kernels.blur import AnyBlur, Blur
+
+Real: TypeAlias = npt.NDArray[np.float32]
+Spectrum: TypeAlias = npt.NDArray[np.complex64]
+
+LEAST_VOXELS = 2**20
+"""Of a lattice that is swept. Smaller ones stay in a shared cache as they are, and starting many small transforms
+costs more than it saves (10 % of an iteration at 64^3 voxels, where 128^3 gain 15 %)."""
+
+
+def can_sweep(image: Array, *blurs: AnyBlur) -> bool:
+    """Return whether to sweep: NumPy arrays, blurred alike everywhere."""
+    return isinstance(image, np.ndarray) and all(
+        isinstance(blur, Blur) and worth_sweeping(blur.lattice, blur.axes) for blur in blurs
+    )
+
+
+def worth_sweeping(lattice: Sequence[int], axes: Sequence[int]) -> bool:
+    """Return whether a lattice blurred along `axes` is swept: three axes, all blurred, `LEAST_VOXELS`."""
+    return tuple(axes) == (0, 1, 2) and math.prod(lattice) >= LEAST_VOXELS
+
+
+def blurred_constant(value: float, blur: Blur) -> Spectrum:
+    """Return the spectrum of a lattice filled with `value`, blurred."""
+    spectrum = np.zeros(_half(blur.lattice), np.complex64)
+    spectrum[:, 0, 0] = value * blur.otf[0, 0, 0] * (blur.lattice[1] * blur.lattice[2])
+    return spectrum
+
+
+def blur_planes(
+    spectrum: Spectrum, blur: Blur, *, adjoint: bool = False, given: int | None = None, wanted: int | None = None
+) -> None:
+    """Blur what `spectrum` holds, in place.
+
+    Parameters
+    ----------
+    spectrum
+        complex64, shape ``(z, y, x // 2 + 1)`` of the lattice.
+    blur
+        On that lattice, all three axes transformed.
+    adjoint
+        Whether to apply the adjoint in its place.
+    given, wanted
+        Number of first planes that are not zero, and of those that are computed; what the other planes hold
+        is neither read nor written.
+    """
+    from scipy import fft
+
+    n = blur.lattice[0]
+
+    def run(slab: tuple[slice, ...]) -> None:
+        rows = slab[0]
+        strip = fft.fft(spectrum[:given, rows], n=n, axis=0, workers=1)
+        otf = blur.otf[:, rows]
+        strip *= np.conj(otf) if adjoint else otf
+        spectrum[:wanted, rows] = fft.ifft(strip, axis=0, overwrite_x=True, workers=1)[:wanted]
+
+    backend.each_slab(np, (spectrum.shape[1], n, spectrum.shape[2]), run)
+
+
+def over_planes(
+    spectrum: Spectrum,
+    lattice: Sequence[int],
+    shape: Sequence[int],
+    function: Callable[[slice, Real], Real | None],
+) -> None:
+    """Replace what the first planes of `spectrum` hold by a function of it, in place.
+
+    Parameters
+    ----------
+    spectrum
+        As in `blur_planes`.
+    lattice
+        Its lengths in space.
+    shape
+        The corner of the lattice that `function` takes and gives; it is zero elsewhere afterwards.
+    function
+        Takes a range of planes and what they hold there, float32, which it may overwrite; returns what they
+        shall hold, or None if nobody will ask. Called on several threads, in no order.
+    """
+    from scipy import fft
+
+    _, n_y, n_x = lattice
+
+    def run(slab: tuple[slice, ...]) -> None:
+        planes = slab[0]
+        lines = fft.ifft(spectrum[planes], axis=1, overwrite_x=True, workers=1)[:, : shape[1]]
+        result = function(planes, fft.irfft(lines, n=n_x, axis=2, workers=1)[..., : shape[2]])
+        if result is not None:
+            lines = fft.rfft(result, n=n_x, axis=2, workers=1)
+            spectrum[planes] = fft.fft(lines, n=n_y, axis=1, overwrite_x=True, workers=1)
+
+    backend.each_slab(np, (shape[0], *spectrum.shape[1:]), run)
+
+
+def _half(lattice: Sequence[int]) -> tuple[int, ...]:
+    return (*lattice[:-1], lattice[-1] // 2 + 1)
