@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from chunkrestore.jobs.run import plan, run
     from chunkrestore.ome_zarr import open_image, write_image, write_labels
     from chunkrestore.operators.care import Care
+    from chunkrestore.operators.gradient_consensus import GradientConsensus
     from chunkrestore.operators.richardson_lucy import RichardsonLucy
     from chunkrestore.operators.stardist import StarDist
     from chunkrestore.operators.threshold import Threshold
+    from chunkrestore.operators.unmatched import UnmatchedRichardsonLucy
+    from chunkrestore.operators.wiener import Wiener
+    from chunkrestore.psf.varying import PsfField
 
 _HOME = {
     "deconvolve": "chunkrestore.api",
@@ -31,6 +35,10 @@ _HOME = {
     "write_image": "chunkrestore.ome_zarr",
     "write_labels": "chunkrestore.ome_zarr",
     "RichardsonLucy": "chunkrestore.operators.richardson_lucy",
+    "GradientConsensus": "chunkrestore.operators.gradient_consensus",
+    "UnmatchedRichardsonLucy": "chunkrestore.operators.unmatched",
+    "Wiener": "chunkrestore.operators.wiener",
+    "PsfField": "chunkrestore.psf.varying",
     "Care": "chunkrestore.operators.care",
     "StarDist": "chunkrestore.operators.stardist",
     "Threshold": "chunkrestore.operators.threshold",
@@ -38,9 +46,13 @@ _HOME = {
 
 __all__ = [
     "Care",
+    "GradientConsensus",
+    "PsfField",
     "RichardsonLucy",
     "StarDist",
     "Threshold",
+    "UnmatchedRichardsonLucy",
+    "Wiener",
     "deconvolve",
     "open_image",
     "percentiles",

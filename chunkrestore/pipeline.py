@@ -67,6 +67,8 @@ class GradientConsensusStep(_IterativeStep):
     """Richardson-Lucy that two halves of the photons agree on."""
 
     operator: Literal["gradient-consensus"]
+    acceleration: Literal["heavy-ball"] | None = "heavy-ball"
+    offset: float | None = None
     seed: int = 0
 
 
@@ -76,6 +78,7 @@ class InverseStep(_DeconvolutionStep):
     operator: Literal["wiener", "regularized-inverse"]
     regularization: float | None = None
     voxel_size: tuple[float, ...] | None = None
+    non_negative: bool = False
 
 
 class CareStep(_Strict):

@@ -114,3 +114,26 @@ def test_missing_files_are_looked_for_beside_the_pipeline(tmp_path, step, messag
 def test_a_missing_pipeline_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pipeline .*none.yaml does not exist"):
         read_pipeline(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "parameters"),
+    [
+        ("wiener, regularization: 0.05, non_negative: true", "Wiener", {"regularization": 0.05}),
+        ("regularized-inverse, voxel_size: [2, 1, 1]", "Wiener", {"prior": "laplacian"}),
+        ("wiener-butterworth, iterations: 4", "UnmatchedRichardsonLucy", {"iterations": 4}),
+        ("masked-wiener", "UnmatchedRichardsonLucy", {"back_projector": "masked-wiener", "iterations": 10}),
+        ("gradient-consensus, gain: 2.5, offset: 3", "GradientConsensus", {"gain": 2.5, "offset": 3.0}),
+        (
+            "richardson-lucy, total_variation: 0.01, saturation: 4095, stop: split-data, tolerance: 0.01",
+            "RichardsonLucy",
+            {"total_variation": 0.01, "saturation": 4095.0, "stop": "split-data", "tolerance": 0.01},
+        ),
+    ],
+)
+def test_every_deconvolution_method_is_a_step(tmp_path, step, kind, parameters):
+    np.save(tmp_path / "psf.npy", gaussian((1.0, 1.0, 1.0)))
+    text = f"{HEAD}steps:\n  - {{psf: psf.npy, operator: {step}}}\n"
+    (operator,), *_ = read_pipeline(pipeline(tmp_path, text))
+    assert type(operator).__name__ == kind
+    assert {name: getattr(operator, name) for name in parameters} == parameters
