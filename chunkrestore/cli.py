@@ -133,7 +133,9 @@ _DECONVOLUTION_OPTIONS = (
         help="Let pilot regions decide when.",
     ),
     click.option("--gain", type=float, help="Intensity per photon, for split data; default 1."),
-    click.option("--offset", type=float, help="Intensity without any light, if background holds stray light."),
+    click.option(
+        "--offset", type=float, help="Intensity without any light, if background holds stray light."
+    ),
     click.option("--tolerance", type=float, help="Seam error that is allowed; default 0.001."),
 )
 _DECONVOLUTION_PARAMETERS = (

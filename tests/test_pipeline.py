@@ -123,7 +123,11 @@ def test_a_missing_pipeline_is_named(tmp_path):
         ("regularized-inverse, voxel_size: [2, 1, 1]", "Wiener", {"prior": "laplacian"}),
         ("wiener-butterworth, iterations: 4", "UnmatchedRichardsonLucy", {"iterations": 4}),
         ("masked-wiener", "UnmatchedRichardsonLucy", {"back_projector": "masked-wiener", "iterations": 10}),
-        ("gradient-consensus, gain: 2.5, offset: 3", "GradientConsensus", {"gain": 2.5, "offset": 3.0}),
+        (
+            "gradient-consensus, background: 5, gain: 2.5, offset: 3",
+            "GradientConsensus",
+            {"gain": 2.5, "offset": 3.0},
+        ),
         (
             "richardson-lucy, total_variation: 0.01, saturation: 4095, stop: split-data, tolerance: 0.01",
             "RichardsonLucy",

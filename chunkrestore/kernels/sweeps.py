@@ -55,7 +55,12 @@ def blurred_constant(value: float, blur: Blur) -> Spectrum:
 
 
 def blur_planes(
-    spectrum: Spectrum, blur: Blur, *, adjoint: bool = False, given: int | None = None, wanted: int | None = None
+    spectrum: Spectrum,
+    blur: Blur,
+    *,
+    adjoint: bool = False,
+    given: int | None = None,
+    wanted: int | None = None,
 ) -> None:
     """Blur what `spectrum` holds, in place.
 

@@ -103,9 +103,7 @@ def _region_around(centre: Sequence[int], shape: Sequence[int], axis: int, depth
 
 def _axis_depth(operator: Any, image: Any, axis: int, default: Sequence[int]) -> tuple[int, float]:
     shape = tuple(image.shape)
-    numbers = numbers_of(
-        operator, lambda needs: of_array(image, needs), lambda region: image[region], shape
-    )
+    numbers = numbers_of(operator, lambda needs: of_array(image, needs), lambda region: image[region], shape)
     resolved = operator.resolve(numbers)
     whole = Block.whole(shape)
     reference = to_numpy(resolved(image, whole)).astype(np.float64)
