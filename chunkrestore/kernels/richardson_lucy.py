@@ -143,7 +143,7 @@ def estimates(
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
     fit = _Fit(image, mask, _weights(blur, image, mask), background, floor, back_projector is None)
     projector = back_projector or blur
-    if can_sweep(image, blur, projector) and not total_variation:
+    if can_sweep(blur, image) and can_sweep(projector, image) and not total_variation:
         yield from _swept_estimates(fit, blur, projector, iterations, start, acceleration is not None)
         return
     estimate = backend.full(blur.lattice, start, image)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +35,10 @@ LEAST_VOXELS = 2**20
 costs more than it saves (10 % of an iteration at 64^3 voxels, where 128^3 gain 15 %)."""
 
 
-def can_sweep(image: Array, *blurs: AnyBlur) -> bool:
-    """Return whether to sweep: NumPy arrays, blurred alike everywhere."""
-    return isinstance(image, np.ndarray) and all(
-        isinstance(blur, Blur) and worth_sweeping(blur.lattice, blur.axes) for blur in blurs
+def can_sweep(blur: AnyBlur, image: Array) -> TypeGuard[Blur]:
+    """Return whether to sweep: a NumPy array, blurred alike everywhere, on a lattice that is `worth_sweeping`."""
+    return (
+        isinstance(image, np.ndarray) and isinstance(blur, Blur) and worth_sweeping(blur.lattice, blur.axes)
     )
 
 

@@ -79,6 +79,9 @@ class RichardsonLucy(IterativeDeconvolution):
         half (needs `gain`).
     gain
         Intensity per detected photon, for ``stop="split-data"``.
+    offset
+        Intensity of a voxel that no light reaches (the camera's offset), for ``stop="split-data"``; None:
+        `background`. Stray light is photons too.
     decision
         What the pilots decided; not for users.
 
