@@ -4,7 +4,8 @@ Every method runs with the parameters that its operator chooses by itself; itera
 8, 12, 20, 30 and 50 iterations without stopping, and once more as they stop by themselves. Two scenes: nuclei
 that run across the field of view (simulated here, truth known, three light levels), and, with ``--bars``, the hollow
 bars of the EPFL Biomedical Imaging Group (files ``bars_25pct_{data,kernel,actual}.tif``; their intensities
-are on different scales, so figures are taken after the closest linear scaling).
+are on different scales, so figures are taken after the closest linear scaling, and its kernel is centred first, as
+``psf check`` advises: it lies 0.46, 0.29 and 0.29 voxels off, which costs 3.8 dB after 50 iterations).
 
 Prediction before the first run: per iteration count, matched methods are equal to 0.1 dB but for acceleration;
 Wiener-Butterworth and masked Wiener reach 20 plain iterations in 5 and then fall; total variation gains 1 dB
@@ -29,7 +30,7 @@ from richardson_lucy import scene
 
 from chunkrestore.metrics import fsc, psnr, ssim
 from chunkrestore.operators.methods import deconvolution
-from chunkrestore.psf import gaussian, prepare
+from chunkrestore.psf import centre, gaussian, prepare
 
 RESULTS = Path(__file__).parent / "results" / "deconvolution_methods.json"
 COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
@@ -82,7 +83,14 @@ def scenes(shape: Sequence[int], bars: Path | None) -> list[Scene]:
             tifffile.imread(bars / f"bars_25pct_{name}.tif").astype(np.float32)
             for name in ("data", "kernel", "actual")
         )
-        found.append(Scene("EPFL bars", truth * np.float32(data.sum() / truth.sum()), data, prepare(kernel)))
+        found.append(
+            Scene(
+                "EPFL bars",
+                truth * np.float32(data.sum() / truth.sum()),
+                data,
+                prepare(centre(prepare(kernel))),
+            )
+        )
     return found
 
 

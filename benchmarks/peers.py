@@ -41,6 +41,13 @@ def chunkrestore(acceleration: str | None) -> Deconvolve:
     )
 
 
+def chunkrestore_method(method: str, **parameters: Any) -> Deconvolve:
+    """Another method of this package, for as many iterations as asked, its regularisation chosen by itself."""
+    from chunkrestore.operators.methods import deconvolution
+
+    return lambda image, psf, n: deconvolution(method, psf, iterations=n, stop=None, **parameters)(image)
+
+
 def scikit_image() -> Deconvolve:
     """``clip=False``: by default results are cut at 1."""
     from skimage.restoration import richardson_lucy
@@ -138,6 +145,14 @@ def clesperanto() -> Deconvolve:
 
 CONTENDERS: dict[str, tuple[str, Factory]] = {
     "chunkrestore": ("chunkrestore", partial(chunkrestore, None)),
+    "chunkrestore, total variation": (
+        "chunkrestore",
+        partial(chunkrestore_method, "richardson-lucy", total_variation=0.005),
+    ),
+    "chunkrestore, Wiener-Butterworth": (
+        "chunkrestore",
+        partial(chunkrestore_method, "wiener-butterworth"),
+    ),
     "chunkrestore, heavy ball": ("chunkrestore", partial(chunkrestore, "heavy-ball")),
     "scikit-image": ("scikit-image", scikit_image),
     "RedLionfish": ("RedLionfish", partial(redlionfish, False)),
