@@ -27,8 +27,9 @@ from chunkrestore.operators.calibration import calibrate as find_depth
 Store: TypeAlias = str | os.PathLike[str]
 Region: TypeAlias = Sequence[tuple[int, int] | slice]
 
-_SHARE_OF_FREE = 0.8
-"""Of the free memory that blocks may take: reading, writing and Python need the rest."""
+_SHARE_OF_FREE = {"cpu": 0.8, "device": 0.5}
+"""Of the free memory that blocks may take. Reading, writing and Python need the rest; on a device also what the
+formulas, which are those of the host, do not count: unswept iterations and the FFT library's work area."""
 
 
 def plan(
@@ -192,7 +193,8 @@ def budget(memory: int | str | None, device: str, n_workers: int | None) -> int 
     if memory is None:
         return None
     if memory == "free":
-        return int(_SHARE_OF_FREE * free_memory_nbytes(device) / (n_workers or usable_cores()))
+        share = _SHARE_OF_FREE["cpu" if device == "cpu" else "device"]
+        return int(share * free_memory_nbytes(device) / (n_workers or usable_cores()))
     try:
         nbytes = parse_bytes(memory)
     except ValueError:

@@ -14,8 +14,7 @@ image reaches an observed voxel, they set :math:`x` to 0; here its step is short
 :math:`H^T M / 0.01` instead, a convex combination of :math:`x` and their step, so that the likelihood still
 never falls. A constant image then stays constant up to its rim (setting to 0 changes corners by 6 to 9 %).
 
-An unmatched back projector takes the place of :math:`H^T` in the correction, not in :math:`W`; total variation
-multiplies each iteration by a factor (`chunkrestore.kernels.total_variation`).
+Total variation multiplies each iteration by a factor (`chunkrestore.kernels.total_variation`).
 """
 
 from __future__ import annotations
@@ -42,9 +41,6 @@ STRONGEST_DECREASE = 0.5
 # Momentum at most halves a voxel (it can at most double it, its factor being below 1). Clamping at 0, as is
 # usual, puts out voxels for good: on simulated nuclei (60 and 1000 photons, 20 iterations) it cost 2.2 dB,
 # and one hot voxel emptied a whole dark image.
-LARGEST_STEP = 10.0
-# An unmatched back projector rings: one iteration changes a voxel at most by this factor, up or down, so that
-# a dark ring is not put out for good.
 
 
 def richardson_lucy(
@@ -111,7 +107,6 @@ def estimates(
     background: float = 0.0,
     acceleration: str | None = "heavy-ball",
     mask: Array | None = None,
-    back_projector: Blur | None = None,
     total_variation: float = 0.0,
     voxel_size: tuple[float, ...] | None = None,
 ) -> Iterator[Array]:
@@ -135,16 +130,13 @@ def estimates(
         ones, 20 of 60; noise grows as fast, so stop earlier.
     mask
         Boolean, shape of `image`: where it was observed (not saturated, not missing); everywhere by default.
-    back_projector
-        Blur whose adjoint takes the place of that of `blur` in the correction.
     total_variation, voxel_size
         Strength and voxel sides, as for `smoothed`.
     """
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
-    fit = _Fit(image, mask, _weights(blur, image, mask), background, floor, back_projector is None)
-    projector = back_projector or blur
-    if can_sweep(blur, image) and can_sweep(projector, image) and not total_variation:
-        yield from _swept_estimates(fit, blur, projector, iterations, start, acceleration is not None)
+    fit = _Fit(image, mask, _weights(blur, image, mask), background, floor)
+    if can_sweep(blur, image) and not total_variation:
+        yield from _swept_estimates(fit, blur, iterations, start, acceleration is not None)
         return
     estimate = backend.full(blur.lattice, start, image)
     previous = backend.full(blur.lattice, start, image) if acceleration else None
@@ -152,7 +144,7 @@ def estimates(
         if previous is not None and k > 1:
             estimate, previous = _ahead(k, estimate, previous, previous), estimate
         # Nested, so that `adjoint` holds the only reference to the ratio and can free it half way.
-        correction = projector.adjoint(fit.residual(..., blur.forward(estimate, image.shape)))
+        correction = blur.adjoint(fit.residual(..., blur.forward(estimate, image.shape)))
         new = fit.updated(..., correction, estimate, correction)
         if total_variation:
             # Of the estimate before the step, as the equation has it.
@@ -165,7 +157,7 @@ def estimates(
 
 
 def _swept_estimates(
-    fit: _Fit, blur: Blur, projector: Blur, iterations: int, start: float, accelerated: bool
+    fit: _Fit, blur: Blur, iterations: int, start: float, accelerated: bool
 ) -> Iterator[Array]:
     """Yield `estimates`, with all that lies between two blurs done plane by plane, in the cache."""
     shape, lattice = fit.image.shape, blur.lattice
@@ -185,7 +177,7 @@ def _swept_estimates(
     spectrum = blurred_constant(start, blur)
     for k in range(1, iterations + 1):
         over_planes(spectrum, lattice, shape, fit.residual)
-        blur_planes(spectrum, projector, adjoint=True, given=shape[0])
+        blur_planes(spectrum, blur, adjoint=True, given=shape[0])
         over_planes(spectrum, lattice, lattice, step)
         if k == iterations:
             del spectrum  # before the caller copies
@@ -203,7 +195,6 @@ class _Fit:
     weights: Array | float
     background: float
     floor: float
-    matched: bool
 
     def residual(self, planes: Any, blurred: Array) -> Array:
         """Return the `residual`, in `blurred`."""
@@ -213,10 +204,7 @@ class _Fit:
     def updated(self, planes: Any, out: Array, estimate: Array, correction: Array) -> Array:
         """Return the estimate after the step, in `out`."""
         weights = self.weights if isinstance(self.weights, float) else self.weights[planes]
-        if self.matched:
-            return backend.elementwise(_updated, out, estimate, correction, weights, 0.0)
-        limits = 1 / LARGEST_STEP, LARGEST_STEP
-        return backend.elementwise(_limited_update, out, estimate, correction, weights, *limits)
+        return backend.elementwise(_updated, out, estimate, correction, weights, 0.0)
 
     def known(self, planes: Any, estimate: Array) -> Array:
         """Return the last estimate, 0 where no observed voxel tells of it, in `estimate`."""
@@ -264,12 +252,6 @@ def _extrapolated(xp: Any, now: Array, before: Array, factor: Array) -> Array:
 
 def _updated(xp: Any, estimate: Array, correction: Array, weights: Array, zero: Array) -> Array:
     return xp.maximum(estimate + estimate * (correction * weights), zero)
-
-
-def _limited_update(
-    xp: Any, estimate: Array, correction: Array, weights: Array, least: Array, most: Array
-) -> Array:
-    return estimate * xp.minimum(xp.maximum(1.0 + correction * weights, least), most)
 
 
 def _known(xp: Any, estimate: Array, weights: Array, limit: Array) -> Array:
