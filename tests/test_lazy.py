@@ -275,7 +275,7 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_computed(source, 
 
 
 def test_unknown_methods_are_refused():
-    with pytest.raises(ValueError, match="`method` must be one of 'richardson-lucy', .*; got 'blind'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of 'richardson-lucy', .*; got 'blind'"):
         cr.deconvolve(volume(), PSF, method="blind")
 
 
