@@ -205,19 +205,19 @@ def convert(tiff: str, store: str, **options: Any) -> None:
 def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) -> None:
     """Deconvolve an image with its point spread function."""
     from chunkrestore.operators.methods import deconvolution
+    from chunkrestore.pipeline import voxel_size_of
     from chunkrestore.psf.fields import read_psf_or_field
 
     given = {key: options.pop(key) for key in _DECONVOLUTION_PARAMETERS}
+    voxel_size = voxel_size_of(source, options["level"])
     parameters = {key: value for key, value in given.items() if value is not None}
     for key in ("acceleration", "stop"):
         if parameters.get(key) == "none":
             parameters[key] = None
     if "total_variation" in parameters or method == "regularized-inverse":
-        from chunkrestore.ome_zarr import open_image
-
-        image = open_image(source)
-        parameters["voxel_size"] = image.voxel_size[-len(image.spatial_shape) :]
-    _run([deconvolution(method, read_psf_or_field(psf), **parameters)], source, output, options)
+        parameters["voxel_size"] = voxel_size
+    operator = deconvolution(method, read_psf_or_field(psf, voxel_size), **parameters)
+    _run([operator], source, output, options)
 
 
 @cli.command()

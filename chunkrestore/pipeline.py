@@ -28,13 +28,13 @@ class _DeconvolutionStep(_Strict):
     depth: int | Three | None = None
     tolerance: float = 1e-3
 
-    def build(self, folder: Path) -> Operator:
-        """Return the operator; paths are relative to `folder`."""
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; paths are relative to `folder`, `voxel_size` is that of the image if known."""
         from chunkrestore.operators.methods import deconvolution
         from chunkrestore.psf.fields import read_psf_or_field
 
         parameters = self.model_dump(exclude_unset=True, exclude={"operator", "psf"})
-        return deconvolution(self.operator, read_psf_or_field(folder / self.psf), **parameters)
+        return deconvolution(self.operator, read_psf_or_field(folder / self.psf, voxel_size), **parameters)
 
 
 class _IterativeStep(_DeconvolutionStep):
@@ -89,7 +89,7 @@ class CareStep(_Strict):
     normalization: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (2.0, 99.8)
 
-    def build(self, folder: Path) -> Operator:
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.care import Care
 
@@ -108,7 +108,7 @@ class StarDistStep(_Strict):
     normalization: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (1.0, 99.8)
 
-    def build(self, folder: Path) -> Operator:
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.stardist import StarDist
 
@@ -128,7 +128,7 @@ class ThresholdStep(_Strict):
     value: float | None = None
     connectivity: Literal[1, 2, 3] = 1
 
-    def build(self, folder: Path) -> Operator:
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator."""
         from chunkrestore.operators.threshold import Threshold
 
@@ -204,8 +204,21 @@ def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, st
         raise ValueError(f"pipeline {path} is not valid: {wrong}") from None
     options = pipeline.model_dump(exclude={"input", "output", "steps"})
     options["block_shape"] = options.pop("block")
-    operators = [step.build(folder) for step in pipeline.steps]
-    return operators, _store(folder, pipeline.input), _store(folder, pipeline.output), options
+    source = _store(folder, pipeline.input)
+    voxel_size = voxel_size_of(source, pipeline.level)
+    operators = [step.build(folder, voxel_size) for step in pipeline.steps]
+    return operators, source, _store(folder, pipeline.output), options
+
+
+def voxel_size_of(source: str, level: int = 0) -> tuple[float, ...] | None:
+    """Return the micrometres per spatial axis of a stored image, or None if they cannot be told."""
+    from chunkrestore.ome_zarr import open_image
+
+    try:
+        image = open_image(source)
+    except (ValueError, FileNotFoundError):
+        return None  # whoever reads it says why
+    return image.levels[level].voxel_size if image.calibrated and level < len(image.levels) else None
 
 
 def _store(folder: Path, store: str) -> str:

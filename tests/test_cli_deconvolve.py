@@ -45,6 +45,21 @@ def test_every_method_runs_on_a_store_and_gives_what_its_operator_gives(method, 
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("as_pipeline", [False, True])
+def test_a_psf_of_another_voxel_size_is_refused(store, tmp_path, capsys, as_pipeline):
+    write_psf(tmp_path / "psf.tif", PSF, (0.6, 0.3, 0.25))
+    if as_pipeline:
+        steps = "steps:\n  - {operator: wiener, psf: psf.tif}\n"
+        (tmp_path / "p.yaml").write_text(f"input: in.zarr\noutput: out.zarr\n{steps}")
+        status = run("run", tmp_path / "p.yaml")
+    else:
+        status = run("deconvolve", store.path, tmp_path / "out.zarr", "--psf", tmp_path / "psf.tif")
+    assert status == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "has voxels of 0.6 x 0.3 x 0.25 um but the image has 0.6 x 0.3 x 0.3 um; resample it" in message
+    assert not (tmp_path / "out.zarr").exists()
+
+
 def test_options_reach_the_operator(store, tmp_path):
     np.save(tmp_path / "psf.npy", PSF)
     options = (

@@ -15,12 +15,11 @@ from typing import Literal
 
 import numpy as np
 
+from chunkrestore.psf.files import VOXEL_SIZE_TOLERANCE
 from chunkrestore.psf.prepare import FWHM_PER_SIGMA, effective_sigma, energy_radius
 from chunkrestore.psf.sampling import offset
 from chunkrestore.psf.shape import edge_level
 
-_VOXEL_SIZE = 0.05
-# Relative difference: as much as a width is known; rounding in metadata stays well below.
 _PEDESTAL = 0.01
 # Share of the light. The deconvolved image loses contrast by about as much.
 _PEAK_OFFSET = 0.25
@@ -142,8 +141,8 @@ def _voxel_size(case: Case) -> Iterator[Finding]:
         yield Finding("note", "voxel size", "unknown", f"the image's {listed(image)} um", fix)
     elif own is not None and image is not None:
         lengths = zip(own, image, case.psf.shape, strict=True)
-        if any(n > 1 and abs(a - b) > _VOXEL_SIZE * b for a, b, n in lengths):
-            limit = f"within {_VOXEL_SIZE:.0%} of the image's {listed(image)} um"
+        if any(n > 1 and abs(a - b) > VOXEL_SIZE_TOLERANCE * b for a, b, n in lengths):
+            limit = f"within {VOXEL_SIZE_TOLERANCE:.0%} of the image's {listed(image)} um"
             fix = "resample(psf, from_voxel_size, to_voxel_size)"
             yield Finding("error", "voxel size", f"{listed(own)} um", limit, fix)
 
@@ -244,7 +243,7 @@ def _sampling(case: Case) -> Iterator[Finding]:
     ratios = [1.0] * case.psf.ndim
     if own is not None and image is not None:
         ratios = [a / b for a, b in zip(own, image, strict=True)]
-    of_image = " of the image" if max(abs(r - 1) for r in ratios) > _VOXEL_SIZE else ""
+    of_image = " of the image" if max(abs(r - 1) for r in ratios) > VOXEL_SIZE_TOLERANCE else ""
     widths = [width * r for width, r in zip(case.fwhm, ratios, strict=True)]
     blurred = [(a, w) for a, w, n in zip(case.axes, widths, case.psf.shape, strict=True) if n > 1]
     coarse = [f"{w:.2g} voxels{of_image} along {a}" for a, w in blurred if w < _UNDERSAMPLED]

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.psf.files import read_psf, write_psf
+from chunkrestore.psf.files import VOXEL_SIZE_TOLERANCE, read_psf, read_psf_voxel_size, write_psf
 from chunkrestore.psf.varying import PsfField
 
 
-def read_psf_or_field(path: str | os.PathLike[str]) -> npt.NDArray[np.float32] | PsfField:
+def read_psf_or_field(
+    path: str | os.PathLike[str], voxel_size: Sequence[float] | None = None
+) -> npt.NDArray[np.float32] | PsfField:
     """Read one point spread function, or a YAML file that lists several with their positions.
 
     The YAML file is a list of ``{psf: FILE, position: [z, y, x]}`` with positions in voxels of the volume
     that is deconvolved; files are relative to its folder.
+
+    Parameters
+    ----------
+    path
+        File.
+    voxel_size
+        Micrometres per axis of the image, against which those that a file states are held; None: not.
 
     Raises
     ------
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is not what it should be.
+        If a file is not what it should be, or is sampled otherwise than the image.
     """
     file = Path(path)
     if file.suffix.lower() not in (".yaml", ".yml"):
+        _check_sampling(file, voxel_size)
         return read_psf(file)
     import yaml
 
@@ -42,6 +53,8 @@ def read_psf_or_field(path: str | os.PathLike[str]) -> npt.NDArray[np.float32] |
             f'`psf` file "{file}" must be a list of {{psf: FILE, position: [z, y, x]}}, one per point spread '
             "function"
         )
+    for entry in entries:
+        _check_sampling(file.parent / str(entry["psf"]), voxel_size)
     try:
         return PsfField(
             [read_psf(file.parent / str(entry["psf"])) for entry in entries],
@@ -83,6 +96,18 @@ def write_psf_field(
         entries.append({"psf": one.name, "position": list(position)})
     file.write_text(yaml.safe_dump(entries, sort_keys=False))
     return [file, *files]
+
+
+def _check_sampling(file: Path, voxel_size: Sequence[float] | None) -> None:
+    own = None if voxel_size is None or file.suffix.lower() == ".npy" else read_psf_voxel_size(file)
+    if own is None or voxel_size is None or len(own) != len(voxel_size):
+        return
+    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * b for a, b in zip(own, voxel_size, strict=True)):
+        wanted, given = (" x ".join(f"{x:.4g}" for x in sizes) for sizes in (voxel_size, own))
+        raise ValueError(
+            f'`psf` file "{file}" has voxels of {given} um but the image has {wanted} um; resample it by '
+            "`chunkrestore psf prepare PSF OUT IMAGE`"
+        )
 
 
 def _is_entry(entry: Any) -> bool:

@@ -17,6 +17,10 @@ from chunkrestore.psf.prepare import check_numbers, prepare
 if TYPE_CHECKING:
     import tifffile
 
+VOXEL_SIZE_TOLERANCE = 0.05
+"""Relative difference of voxel sizes that is let pass: as much as a width is known; rounding in metadata stays
+well below."""
+
 _TIFF = (".tif", ".tiff")
 _MICROMETRES = {
     "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
