@@ -13,7 +13,8 @@ after which it first reaches the PSNR of 50 plain non-circulant iterations (of c
 and in the interior, where contenders that ignore the border are not punished for it.
 
 Prediction before the first measurement: nobody else reaches the whole target in less than 5 times the CPU
-seconds of chunkrestore with momentum; contenders with a periodic or zero border never reach it.
+seconds of chunkrestore with momentum; contenders with a periodic or zero border never reach it. The second came true;
+ci-deconvolve takes 2.8 times the CPU seconds, all others 11 times or never.
 """
 
 from __future__ import annotations
