@@ -94,12 +94,12 @@ def scenes(shape: Sequence[int], bars: Path | None) -> list[Scene]:
     return found
 
 
-def measure(one: Scene) -> dict[str, Any]:
+def measure(one: Scene, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     """Run every method on a scene."""
     methods: dict[str, Any] = {}
     for label, (method, parameters) in METHODS.items():
         entry: dict[str, Any] = {"own_choice": _run(one, method, parameters), "by_iterations": {}}
-        for n in () if label in ONE_PASS else COUNTS:
+        for n in () if label in ONE_PASS else counts:
             fixed = parameters | {"iterations": n, "stop": None}
             decision = entry["own_choice"]["decision"] or {}
             if "regularization" in decision:
@@ -216,6 +216,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(48, 128, 128))
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="Iterations.")
     parser.add_argument("--bars", type=Path, help="Folder with the EPFL bars.")
     parser.add_argument("--figures", type=Path, help="Folder to draw into.")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -224,7 +225,7 @@ def main() -> None:
     results = {}
     for one in found:
         print(one.name, flush=True)
-        results[one.name] = measure(one)
+        results[one.name] = measure(one, arguments.counts)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     content = describe() | {"question": __doc__.split("\n", 1)[0], "scenes": results}
     arguments.output.write_text(json.dumps(content, indent=1) + "\n")

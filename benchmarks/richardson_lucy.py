@@ -10,10 +10,11 @@ one run, interleaved and repeated, by
 - the floor: two forward and two inverse real transforms at the size of chunkrestore's border lattice, by the
   same routines, and nothing else.
 
-Predictions, and what came of them. First: element-wise work done in the cache adds at most 30 % to the floor, momentum
-another 5 %, scikit-image (6 transforms, temporaries of the whole volume) takes at least 1.5 times as long; came true (1.23,
-1.35, 1.86). Then: an iteration that sweeps one spectrum plane by plane costs no more than its four transforms and 20
-bytes per lattice voxel instead of 24; the memory came true, the time went from 1.25 to 1.12 (one thread).
+Predictions, and what came of them. First: element-wise work done in the cache adds at most 30 % to the floor,
+momentum another 5 %, scikit-image (6 transforms, temporaries of the whole volume) takes at least 1.5 times as
+long; came true (1.23, 1.35, 1.86). Then: an iteration that sweeps one spectrum plane by plane costs no more than
+its four transforms, and 20 bytes per lattice voxel instead of 24; the memory came true, the time went from 1.25
+to 1.10 (one thread).
 
 Reported per contender: wall and CPU seconds per iteration, set-up included (medians; the CPU column is the
 fair one on a shared machine), voxels of the volume per second, ratio to the floor, peak bytes, and the PSNR

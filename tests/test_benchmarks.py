@@ -1,4 +1,4 @@
-"""The comparison with other packages: its scene, its judgement, and a run over two contenders."""
+"""The benchmark scripts: scene and judgement of the comparison with other packages, and small runs of each."""
 
 from __future__ import annotations
 
@@ -85,3 +85,36 @@ def test_script_compares_two_contenders_and_names_a_missing_one(tmp_path):
     assert other["cpu_s_to_psnr_db"] is None
     assert "not_installed" in result["contenders"]["dexp"]
     assert done.stdout.count("\n| ") == 3
+
+
+def test_methods_are_compared_and_drawn(tmp_path):
+    script = BENCHMARKS / "deconvolution_methods.py"
+    output, figures = tmp_path / "methods.json", tmp_path / "figures"
+    command = [sys.executable, script, "--shape", "10", "16", "18", "--counts", "1", "3"]
+    subprocess.run([*command, "--output", output, "--figures", figures], check=True, capture_output=True)
+    scenes = json.loads(output.read_text())["scenes"]
+    assert len(scenes) == 3
+    for scene in scenes.values():
+        for entry in scene["methods"].values():
+            assert 0 < entry["own_choice"]["ssim"] <= 1
+    assert len(list(figures.glob("*.png"))) == 4
+
+
+def test_device_script_runs_on_the_host_and_agrees_with_it(tmp_path):
+    script, output = BENCHMARKS / "richardson_lucy_gpu.py", tmp_path / "gpu.json"
+    options = [
+        "--device",
+        "cpu",
+        "--lengths",
+        "16",
+        "--iterations",
+        "2",
+        "--repeats",
+        "1",
+        "--output",
+        output,
+    ]
+    subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+    contenders = json.loads(output.read_text())["lengths"]["16"]["contenders"]
+    for place in ("inside", "at the border"):
+        assert contenders[f"chunkrestore, heavy ball, {place}"]["difference_from_host"] == 0
