@@ -13,14 +13,10 @@ from scipy import signal
 
 from chunkrestore.grid import Block, BlockGrid, Halo
 from chunkrestore.kernels import back_projectors
-from chunkrestore.kernels.back_projectors import (
-    BACK_PROJECTORS,
-    masked_wiener,
-    unmatched_estimates,
-    wiener_butterworth,
-)
+from chunkrestore.kernels.back_projectors import BACK_PROJECTORS, masked_wiener, wiener_butterworth
 from chunkrestore.kernels.blur import Blur, lattice_shape
 from chunkrestore.kernels.richardson_lucy import estimates
+from chunkrestore.kernels.unmatched import unmatched_estimates
 from chunkrestore.metrics import psnr
 from chunkrestore.operators.base import ImageOperator
 from chunkrestore.operators.deconvolution import LAST_BLUR

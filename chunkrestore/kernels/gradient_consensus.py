@@ -48,10 +48,10 @@ from chunkrestore.kernels.blur import AnyBlur, Blur
 from chunkrestore.kernels.richardson_lucy import (
     LEAST_BLURRED,
     LEAST_WEIGHT,
-    _extrapolated,
-    _known,
-    _updated,
-    _weights,
+    extrapolated,
+    known,
+    updated,
+    weights_of,
 )
 
 LARGEST_VOTE = 1.0
@@ -110,18 +110,18 @@ def consensus_estimates(
     """
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
     data = _Data(image, first, mask, background, floor, noise, stray)
-    weights = _weights(blur, image, mask)
+    weights = weights_of(blur, image, mask)
     estimate = backend.full(blur.lattice, start, image)
     previous = backend.full(blur.lattice, start, image) if acceleration else None
     for k in range(1, iterations + 1):
         if previous is not None and k > 1:
-            ahead = backend.elementwise(_extrapolated, previous, estimate, previous, (k - 1) / (k + 2))
+            ahead = backend.elementwise(extrapolated, previous, estimate, previous, (k - 1) / (k + 2))
             estimate, previous = ahead, estimate
         correction = _agreed_correction(data, blur, estimate, weights)
-        estimate = backend.elementwise(_updated, estimate, estimate, correction, weights, 0.0)
+        estimate = backend.elementwise(updated, estimate, estimate, correction, weights, 0.0)
         del correction
         if mask is not None and k == iterations:
-            estimate = backend.elementwise(_known, estimate, estimate, weights, 1 / LEAST_WEIGHT)
+            estimate = backend.elementwise(known, estimate, estimate, weights, 1 / LEAST_WEIGHT)
         yield estimate
 
 
@@ -162,9 +162,9 @@ def _agreed_correction(data: _Data, blur: AnyBlur, estimate: Array, weights: Arr
     correction = backend.elementwise(_mean, one, one, other)
     del one, other, pair
     consensus = _spread(blur, votes, shape)
-    known = correction[inside], estimate[inside]
+    there = correction[inside], estimate[inside]
     numbers = data.background, data.stray + data.noise, data.noise, 1 / LARGEST_VARIANCE, 0.0, 1.0
-    correction[inside] = backend.elementwise(_times_agreement, consensus, *known, consensus, *numbers)
+    correction[inside] = backend.elementwise(_times_agreement, consensus, *there, consensus, *numbers)
     return correction
 
 

@@ -134,7 +134,7 @@ def estimates(
         Strength and voxel sides, as for `smoothed`.
     """
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
-    fit = _Fit(image, mask, _weights(blur, image, mask), background, floor)
+    fit = _Fit(image, mask, weights_of(blur, image, mask), background, floor)
     if can_sweep(blur, image) and not total_variation:
         yield from _swept_estimates(fit, blur, iterations, start, acceleration is not None)
         return
@@ -204,13 +204,13 @@ class _Fit:
     def updated(self, planes: Any, out: Array, estimate: Array, correction: Array) -> Array:
         """Return the estimate after the step, in `out`."""
         weights = self.weights if isinstance(self.weights, float) else self.weights[planes]
-        return backend.elementwise(_updated, out, estimate, correction, weights, 0.0)
+        return backend.elementwise(updated, out, estimate, correction, weights, 0.0)
 
     def known(self, planes: Any, estimate: Array) -> Array:
         """Return the last estimate, 0 where no observed voxel tells of it, in `estimate`."""
         if self.mask is None or isinstance(self.weights, float):
             return estimate
-        return backend.elementwise(_known, estimate, estimate, self.weights[planes], 1 / LEAST_WEIGHT)
+        return backend.elementwise(known, estimate, estimate, self.weights[planes], 1 / LEAST_WEIGHT)
 
 
 def residual(image: Array, blurred: Array, background: float, floor: float, mask: Array | None) -> Array:
@@ -220,7 +220,7 @@ def residual(image: Array, blurred: Array, background: float, floor: float, mask
     return backend.elementwise(_relative_observed, blurred, image, blurred, background, floor, mask)
 
 
-def _weights(blur: AnyBlur, image: Array, mask: Array | None) -> Array | float:
+def weights_of(blur: AnyBlur, image: Array, mask: Array | None) -> Array | float:
     """Return W: 1 / the share of its light that each lattice voxel sends to observed voxels, limited."""
     if mask is None and blur.lattice == tuple(image.shape):
         return 1.0
@@ -243,18 +243,20 @@ def _relative_observed(
 
 def _ahead(k: int, now: Array, before: Array, out: Array) -> Array:
     """Return where iteration `k` with momentum begins, in `out`."""
-    return backend.elementwise(_extrapolated, out, now, before, (k - 1) / (k + 2))
+    return backend.elementwise(extrapolated, out, now, before, (k - 1) / (k + 2))
 
 
-def _extrapolated(xp: Any, now: Array, before: Array, factor: Array) -> Array:
+def extrapolated(xp: Any, now: Array, before: Array, factor: Array) -> Array:
+    """Return the estimate moved on by `factor` times its last change, limited downwards."""
     return xp.maximum(now + factor * (now - before), STRONGEST_DECREASE * now)
 
 
-def _updated(xp: Any, estimate: Array, correction: Array, weights: Array, zero: Array) -> Array:
+def updated(xp: Any, estimate: Array, correction: Array, weights: Array, zero: Array) -> Array:
+    """Return the estimate after a step, not below `zero`."""
     return xp.maximum(estimate + estimate * (correction * weights), zero)
 
 
-def _known(xp: Any, estimate: Array, weights: Array, limit: Array) -> Array:
+def known(xp: Any, estimate: Array, weights: Array, limit: Array) -> Array:
     """Return 0 where no observed voxel tells of the estimate."""
     return estimate * xp.astype(weights < limit, xp.float32)
 

@@ -18,9 +18,9 @@ from chunkrestore.kernels.back_projectors import (
     PEAK_NBYTES,
     Kernel,
     reference_lattice,
-    unmatched_estimates,
 )
 from chunkrestore.kernels.blur import AnyBlur, Blur, Borders, lattice_shape
+from chunkrestore.kernels.unmatched import unmatched_estimates
 from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, LAST_BLUR, Last, number
 from chunkrestore.operators.iterative import IterativeDeconvolution
 from chunkrestore.operators.signal_to_noise import signal_to_noise
