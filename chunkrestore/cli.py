@@ -204,19 +204,14 @@ def convert(tiff: str, store: str, **options: Any) -> None:
 @_with(_JOB_OPTIONS)
 def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) -> None:
     """Deconvolve an image with its point spread function."""
-    from chunkrestore.operators.methods import deconvolution
-    from chunkrestore.pipeline import voxel_size_of
-    from chunkrestore.psf.fields import read_psf_or_field
+    from chunkrestore.pipeline import deconvolution_of, voxel_size_of
 
     given = {key: options.pop(key) for key in _DECONVOLUTION_PARAMETERS}
-    voxel_size = voxel_size_of(source, options["level"])
     parameters = {key: value for key, value in given.items() if value is not None}
     for key in ("acceleration", "stop"):
         if parameters.get(key) == "none":
             parameters[key] = None
-    if "total_variation" in parameters or method == "regularized-inverse":
-        parameters["voxel_size"] = voxel_size
-    operator = deconvolution(method, read_psf_or_field(psf, voxel_size), **parameters)
+    operator = deconvolution_of(method, psf, voxel_size_of(source, options["level"]), parameters)
     _run([operator], source, output, options)
 
 

@@ -75,8 +75,7 @@ def write_embryo(
     list of Path
         What was written: image, labels, PSF.
     """
-    import tifffile
-
+    from chunkrestore.psf import write_psf
     from chunkrestore.simulate import embryo
 
     volume = embryo(shape, seed=seed)
@@ -90,7 +89,7 @@ def write_embryo(
     )
     write_labels(volume.labels, output, name="truth", like=image, overwrite=overwrite)
     psf = psf_path(output)
-    tifffile.imwrite(psf, volume.psf)
+    write_psf(psf, volume.psf, volume.voxel_size)
     return [Path(output), Path(output) / "labels" / "truth", psf]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,11 +31,8 @@ class _DeconvolutionStep(_Strict):
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator; paths are relative to `folder`, `voxel_size` is that of the image if known."""
-        from chunkrestore.operators.methods import deconvolution
-        from chunkrestore.psf.fields import read_psf_or_field
-
         parameters = self.model_dump(exclude_unset=True, exclude={"operator", "psf"})
-        return deconvolution(self.operator, read_psf_or_field(folder / self.psf, voxel_size), **parameters)
+        return deconvolution_of(self.operator, folder / self.psf, voxel_size, parameters)
 
 
 class _IterativeStep(_DeconvolutionStep):
@@ -208,6 +206,21 @@ def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, st
     voxel_size = voxel_size_of(source, pipeline.level)
     operators = [step.build(folder, voxel_size) for step in pipeline.steps]
     return operators, source, _store(folder, pipeline.output), options
+
+
+def deconvolution_of(
+    method: str, psf: str | Path, voxel_size: tuple[float, ...] | None, parameters: Mapping[str, Any]
+) -> Operator:
+    """Return the operator of a method for an image of `voxel_size`, with the point spread function of a file.
+
+    The file's own voxel size is held against the image's, and derivatives are scaled by it.
+    """
+    from chunkrestore.operators.methods import deconvolution
+    from chunkrestore.psf.fields import read_psf_or_field
+
+    scales = parameters.get("total_variation") or method == "regularized-inverse"
+    sampling = {"voxel_size": voxel_size} if scales else {}
+    return deconvolution(method, read_psf_or_field(psf, voxel_size), **{**sampling, **parameters})
 
 
 def voxel_size_of(source: str, level: int = 0) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from scipy import ndimage
 import chunkrestore as cr
 from chunkrestore.cli import main
 from chunkrestore.operators.methods import METHODS, deconvolution
+from chunkrestore.pipeline import read_pipeline
 from chunkrestore.psf import gaussian, read_psf, write_psf
 from chunkrestore.psf.fields import read_psf_or_field, write_psf_field
 from chunkrestore.psf.varying import PsfField
@@ -58,6 +59,21 @@ def test_a_psf_of_another_voxel_size_is_refused(store, tmp_path, capsys, as_pipe
     message = " ".join(capsys.readouterr().err.split())
     assert "has voxels of 0.6 x 0.3 x 0.25 um but the image has 0.6 x 0.3 x 0.3 um; resample it" in message
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_pipeline_scales_derivatives_by_the_image_as_the_command_does(store, tmp_path):
+    np.save(tmp_path / "psf.npy", PSF)
+    steps = "".join(
+        f"  - {{psf: psf.npy, operator: {step}}}\n"
+        for step in (
+            "regularized-inverse",
+            "richardson-lucy, total_variation: 0.01",
+            "'richardson-lucy', total_variation: 0.01, voxel_size: [1, 2, 3]",
+        )
+    )
+    (tmp_path / "p.yaml").write_text(f"input: in.zarr\noutput: out.zarr\nsteps:\n{steps}")
+    operators = read_pipeline(tmp_path / "p.yaml")[0]
+    assert [operator.voxel_size for operator in operators] == [(0.6, 0.3, 0.3), (0.6, 0.3, 0.3), (1, 2, 3)]
 
 
 def test_options_reach_the_operator(store, tmp_path):

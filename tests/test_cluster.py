@@ -132,6 +132,19 @@ def test_a_block_that_kills_its_worker_twice_is_given_up(client, tmp_path):
     client.wait_for_workers(2, timeout=DEADLINE)
 
 
+def test_pilots_decide_on_the_cluster_as_in_process(client, tmp_path):
+    image = np.random.default_rng(1).poisson(40, (16, 40, 40)).astype(np.uint16)
+    source = cr.write_image(image, tmp_path / "in.zarr", axes="zyx", voxel_size=(1, 1, 1))
+    operator = cr.RichardsonLucy(PSF, iterations=9, stop="i-divergence")
+    decided = []
+    for name, cluster in (("a", client), ("b", "serial")):
+        output = tmp_path / f"{name}.zarr"
+        report = cr.run(operator, source, output, cluster=cluster, block_shape=(16, 20, 20), quiet=True)
+        decided.append((report.operators[0]["decision"], cr.open_image(output).data.compute()))
+    assert decided[0][0] == decided[1][0]
+    np.testing.assert_array_equal(decided[0][1], decided[1][1])
+
+
 def test_lazy_arrays_are_computed_on_the_cluster(client):
     image = np.random.default_rng(1).integers(0, 99, (20, 24, 24)).astype(np.uint16)
     lazy = cr.deconvolve(da.from_array(image, chunks=(10, 12, 24)), PSF, iterations=2)

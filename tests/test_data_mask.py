@@ -7,6 +7,7 @@ import tracemalloc
 import array_api_strict
 import numpy as np
 import pytest
+from scenes import assemble, blurred, seam_rms
 from scipy import signal
 
 from chunkrestore.grid import Block, BlockGrid
@@ -17,12 +18,6 @@ from chunkrestore.psf import gaussian
 
 PSF = gaussian((1.5, 1.0, 1.0))
 FULL_WELL = 400.0
-
-
-def blurred(truth, psf):
-    """Return `truth` seen through `psf`, with nothing outside (SciPy's linear convolution)."""
-    full = signal.fftconvolve(truth.astype(np.float64), psf.astype(np.float64))
-    return full[tuple(slice(p // 2, p // 2 + n) for p, n in zip(psf.shape, truth.shape, strict=True))]
 
 
 def nuclei(shape, seed=1):
@@ -54,25 +49,6 @@ def wedge(shape=(20, 40, 48), seed=3):
     observed = (x >= z) & (x < shape[2] - shape[0] + z)
     image = np.random.default_rng(seed).poisson(blurred(truth, PSF).clip(0) + 1.0) + 1
     return truth, np.where(observed, image, 0).astype(np.uint16), observed
-
-
-def assemble(operator, image, grid):
-    result = np.full(image.shape, np.nan, np.float32)
-    for block in grid:
-        result[block.core] = operator(image[block.read], block)[block.trim]
-    return result
-
-
-def seam_rms(tiled, whole, grid):
-    """Return the worst rms difference over the planes next to core borders, relative to a robust range."""
-    squares = np.square(tiled.astype(np.float64) - whole)
-    planes = [
-        np.take(squares, border + side, axis=axis).mean()
-        for axis, edges in enumerate(grid.edges)
-        for border in edges[1:-1]
-        for side in (-1, 0)
-    ]
-    return np.sqrt(max(planes)) / (np.percentile(whole, 99.9) - np.percentile(whole, 0.1))
 
 
 def direct(image, psf, observed, *, iterations, start):

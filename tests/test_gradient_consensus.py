@@ -9,7 +9,8 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-from scipy import ndimage, signal
+from scenes import assemble, blurred, skewed
+from scipy import ndimage
 
 from chunkrestore import backend
 from chunkrestore.grid import Block, BlockGrid
@@ -27,22 +28,6 @@ from chunkrestore.psf.varying import PsfField
 PSF = gaussian((1.5, 1.0, 1.0))
 ACCELERATIONS = ["heavy-ball", None]
 MISSING = backend.missing_device()
-
-
-def skewed(shape, seed=5):
-    """Return an asymmetric point spread function: random, brightest near the centre."""
-    rng = np.random.default_rng(seed)
-    falls = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n / 5 + 0.3)) ** 2) for n in shape]
-    envelope = falls[0]
-    for fall in falls[1:]:
-        envelope = np.multiply.outer(envelope, fall)
-    return prepare(envelope * rng.uniform(0.2, 1, shape))
-
-
-def blurred(truth, psf):
-    """Return `truth` seen through `psf`, with nothing outside (SciPy's linear convolution)."""
-    full = signal.fftconvolve(truth.astype(np.float64), psf.astype(np.float64))
-    return full[tuple(slice(p // 2, p // 2 + n) for p, n in zip(psf.shape, truth.shape, strict=True))]
 
 
 def nuclei(shape, psf, *, photons, seed=1):
@@ -114,14 +99,6 @@ def direct(image, first, psf, *, iterations, start, background=0.0, stray=0.0, a
         agreement[inside] = np.clip(back(blur(votes)) * precision, 0, 1)[inside]
         before, now = now, ahead * (1 + agreement * (one + other) / 2)
     return now[inside]
-
-
-def assemble(operator, image, grid):
-    """Return what the blocks of `grid` give, each from what it reads."""
-    result = np.full(image.shape, np.nan, np.float32)
-    for block in grid:
-        result[block.core] = operator(image[block.read], block)[block.trim]
-    return result
 
 
 def seams(tiled, whole, grid):

@@ -6,6 +6,7 @@ import tracemalloc
 import array_api_strict
 import numpy as np
 import pytest
+from scenes import assemble, seam_rms
 
 from chunkrestore import backend
 from chunkrestore.grid import BlockGrid
@@ -62,25 +63,6 @@ def psnr(result, truth):
     inner = (slice(6, -6),) * truth.ndim
     error = np.square(result[inner].astype(np.float64) - truth[inner]).mean()
     return 10 * np.log10(np.percentile(truth, 99.9) ** 2 / error)
-
-
-def assemble(operator, image, grid):
-    result = np.full(image.shape, np.nan, np.float32)
-    for block in grid:
-        result[block.core] = operator(image[block.read], block)[block.trim]
-    return result
-
-
-def seam_rms(tiled, whole, grid):
-    """Return the worst rms difference over the planes next to core borders, relative to a robust range."""
-    squares = np.square(tiled.astype(np.float64) - whole)
-    planes = [
-        np.take(squares, border + side, axis=axis).mean()
-        for axis, edges in enumerate(grid.edges)
-        for border in edges[1:-1]
-        for side in (-1, 0)
-    ]
-    return np.sqrt(max(planes)) / (np.percentile(whole, 99.9) - np.percentile(whole, 0.1))
 
 
 # --- the factor --------------------------------------------------------------------------------------------

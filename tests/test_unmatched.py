@@ -9,6 +9,7 @@ import tracemalloc
 import array_api_strict
 import numpy as np
 import pytest
+from scenes import assemble, blurred, nuclei, seam_rms, skewed
 from scipy import signal
 
 from chunkrestore.grid import Block, BlockGrid, Halo
@@ -35,35 +36,6 @@ PSF = gaussian((1.5, 1.0, 1.0))
 SKEWED = prepare(gaussian((1.4, 0.9, 0.9)) * np.linspace(0.5, 1.5, 9))
 
 
-def skewed(shape, seed=5):
-    """Return an asymmetric point spread function: random, brightest near the centre."""
-    rng = np.random.default_rng(seed)
-    grid = np.indices(shape)
-    distance = sum(((g - n // 2) / (n / 5 + 0.3)) ** 2 for g, n in zip(grid, shape, strict=True))
-    return prepare(np.exp(-0.5 * distance) * rng.uniform(0.2, 1, shape))
-
-
-def blurred(truth, psf):
-    """Return `truth` seen through `psf`, with nothing outside (SciPy's linear convolution)."""
-    full = signal.fftconvolve(truth.astype(np.float64), psf.astype(np.float64))
-    return full[tuple(slice(p // 2, p // 2 + n) for p, n in zip(psf.shape, truth.shape, strict=True))]
-
-
-def nuclei(shape, psf, *, photons, seed=1):
-    """Return a scene of balls that runs across the field of view, and its noisy image."""
-    rng, margin, reach = np.random.default_rng(seed), max(psf.shape), 6
-    truth = np.full([n + 2 * margin for n in shape], 0.02)
-    ball = sum(g**2 for g in np.ogrid[(slice(-reach, reach + 1),) * len(shape)])
-    for _ in range(truth.size // 2500):
-        centre = [int(rng.integers(reach, n - reach)) for n in truth.shape]
-        around = tuple(slice(c - reach, c + reach + 1) for c in centre)
-        truth[around][ball < rng.uniform(2.5, reach) ** 2] += rng.uniform(0.3, 1)
-    image = blurred(truth, psf).clip(0)
-    scale = photons / np.percentile(image, 99.9)
-    field = tuple(slice(margin, margin + n) for n in shape)
-    return (truth * scale)[field].astype(np.float32), rng.poisson(image * scale)[field].astype(np.uint16)
-
-
 def transfer(kernel, lattice):
     """Return the discrete Fourier transform of a kernel centred on voxel ``n // 2``, term by term."""
     result = np.asarray(kernel, dtype=np.complex128)
@@ -72,26 +44,6 @@ def transfer(kernel, lattice):
         waves = np.exp(-2j * np.pi * np.outer(np.fft.fftfreq(n), position))
         result = np.moveaxis(np.tensordot(waves, result, axes=(1, axis)), 0, axis)
     return result
-
-
-def assemble(operator, image, grid):
-    """Return what the blocks of `grid` give, each from what it reads."""
-    result = np.full(image.shape, np.nan, np.float32)
-    for block in grid:
-        result[block.core] = operator(image[block.read], block)[block.trim]
-    return result
-
-
-def seam_rms(tiled, whole, grid):
-    """Return the worst rms difference over the planes next to core borders, relative to a robust range."""
-    squares = np.square(tiled.astype(np.float64) - whole)
-    planes = [
-        np.take(squares, border + side, axis=axis).mean()
-        for axis, edges in enumerate(grid.edges)
-        for border in edges[1:-1]
-        for side in (-1, 0)
-    ]
-    return np.sqrt(max(planes)) / (np.percentile(whole, 99.9) - np.percentile(whole, 0.1))
 
 
 def fixed(psf, iterations, projector, alpha=0.1, **options):

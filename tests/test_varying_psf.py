@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import assemble, seam_rms
 
 import chunkrestore as cr
 from chunkrestore.grid import BlockGrid
@@ -83,25 +84,6 @@ def seen_through(field, truth):
     for k, weight in weights.items():
         total = total + signal.fftconvolve(truth * weight, field.psfs[k].astype(np.float64), mode="same")
     return np.maximum(total, 0)
-
-
-def assemble(operator, image, grid):
-    result = np.full(image.shape, np.nan, np.float32)
-    for block in grid:
-        result[block.core] = operator(image[block.read], block)[block.trim]
-    return result
-
-
-def seam_rms(tiled, whole, grid):
-    """Return the worst rms difference over the planes next to core borders, relative to a robust range."""
-    squares = np.square(tiled.astype(np.float64) - whole)
-    planes = [
-        np.take(squares, border + side, axis=axis).mean()
-        for axis, edges in enumerate(grid.edges)
-        for border in edges[1:-1]
-        for side in (-1, 0)
-    ]
-    return np.sqrt(max(planes)) / (np.percentile(whole, 99.9) - np.percentile(whole, 0.1))
 
 
 GRID = PsfField(

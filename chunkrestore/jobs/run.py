@@ -49,7 +49,7 @@ def plan(
     Parameters are those of `run`. Nothing is computed and nothing is written.
     """
     image = _select(source, level, timepoint, channel, region)
-    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", 1))
+    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", None))
 
 
 def run(

@@ -136,12 +136,18 @@ class BlendedBlur:
 AnyBlur: TypeAlias = Blur | BlendedBlur
 
 
-def share_seen(blur: AnyBlur, observed: Array) -> Array:
+def share_seen(blur: AnyBlur, image: Array, mask: Array | None) -> Array | float:
     """Return H^T M: of the light that each lattice voxel sends out, the share that reaches observed voxels.
 
-    `observed` is 1 where the image was observed and 0 where not, float32, of the image's shape.
+    `mask` is true where `image` was observed, None everywhere. 1 where no light is lost: on a lattice that is
+    observed as a whole.
     """
-    return blur.adjoint(observed)
+    if mask is None and blur.lattice == tuple(image.shape):
+        return 1.0
+    xp = backend.namespace(image)
+    return blur.adjoint(
+        backend.full(image.shape, 1.0, image) if mask is None else xp.astype(mask, xp.float32)
+    )
 
 
 def _weighted(image: Array, factors: Sequence[Array], out: Array | None = None) -> Array:

@@ -19,7 +19,7 @@ Total variation multiplies each iteration by a factor (`chunkrestore.kernels.tot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,12 @@ def richardson_lucy(
 
 def last_estimate(image: Array, blur: AnyBlur, **options: Any) -> Array:
     """Return the last of `estimates`, in a new array of the shape of `image`."""
-    for estimate in estimates(image, blur, **options):
+    return last_of(estimates(image, blur, **options), image)
+
+
+def last_of(each: Iterable[Array], image: Array) -> Array:
+    """Return the last of some estimates on a lattice, in a new array of the shape of `image`."""
+    for estimate in each:
         last = estimate
     return backend.namespace(image).asarray(last[tuple(slice(n) for n in image.shape)], copy=True)
 
@@ -222,12 +227,8 @@ def residual(image: Array, blurred: Array, background: float, floor: float, mask
 
 def weights_of(blur: AnyBlur, image: Array, mask: Array | None) -> Array | float:
     """Return W: 1 / the share of its light that each lattice voxel sends to observed voxels, limited."""
-    if mask is None and blur.lattice == tuple(image.shape):
-        return 1.0
-    xp = backend.namespace(image)
-    observed = backend.full(image.shape, 1.0, image) if mask is None else xp.astype(mask, xp.float32)
-    share = share_seen(blur, observed)
-    return backend.elementwise(_reciprocal, share, share, LEAST_WEIGHT)
+    share = share_seen(blur, image, mask)
+    return share if isinstance(share, float) else backend.elementwise(_reciprocal, share, share, LEAST_WEIGHT)
 
 
 def _relative(xp: Any, image: Array, blurred: Array, background: Array, floor: Array) -> Array:

@@ -62,13 +62,8 @@ def unmatched_estimates(
     background, mask
         As for `chunkrestore.kernels.richardson_lucy.estimates`.
     """
-    xp = backend.namespace(image)
     floor = max(LEAST_BLURRED * start, float(np.finfo(np.float32).tiny))
-    share: Any = 1.0
-    if mask is not None or blur.lattice != tuple(image.shape):
-        observed = backend.full(image.shape, 1.0, image) if mask is None else xp.astype(mask, xp.float32)
-        share = share_seen(blur, observed)
-        del observed
+    share = share_seen(blur, image, mask)
     estimate = blur.adjoint(_above(image, background, mask))
     estimate = backend.elementwise(_begun, estimate, estimate, share, start, LEAST_WEIGHT, 0.0)
     for k in range(1, iterations + 1):

@@ -33,7 +33,7 @@ class Deconvolution:
     """Base of the operators that deconvolve with a known point spread function.
 
     Subclasses say how deep their halo is (`_derived_depth`), what they need (`memory_nbytes`), what identifies
-    them beyond what is here (`_parameters`) and what they compute (`_process`).
+    them beyond what is here (`_parameters`) and what they compute (`__call__`).
     """
 
     psf: npt.NDArray[np.float32] | PsfField = field(repr=False)
@@ -130,12 +130,16 @@ class Deconvolution:
 
     def _blur(self, image: Array, origin: Sequence[int], at_border: Borders) -> AnyBlur:
         """Return the blur of a region that begins at voxel `origin` of the volume."""
-        lattice = lattice_shape(image.shape, self.psf.shape, at_border)
-        place = backend.namespace(image).__name__, str(backend.device(image))
+        lattice = lattice_shape(image.shape, self._extent, at_border)
         if isinstance(self.psf, PsfField):
             return _blended(self.psf, image, origin, lattice)
-        psf = self.psf
-        return LAST_BLUR.get((self._digest, lattice, *place), lambda: Blur.from_psf(psf, lattice, image))
+        psf, key = self.psf, (self._digest, lattice, *place_of(image))
+        return LAST_BLUR.get(key, lambda: Blur.from_psf(psf, lattice, image))
+
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        """How far light goes, in voxels: the room that a lattice needs at the volume's border."""
+        return self.psf.shape
 
     def _spectrum_nbytes(self, lattice: Sequence[int]) -> tuple[int, int]:
         """Return the bytes of a half spectrum on the lattice, and of all transfer functions and their weights."""
@@ -147,7 +151,7 @@ class Deconvolution:
 
     def _border_lattice(self, read_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the lattice of a block that touches the volume's border on every axis."""
-        return lattice_shape(read_shape, self.psf.shape, ((True, True),) * len(read_shape))
+        return lattice_shape(read_shape, self._extent, ((True, True),) * len(read_shape))
 
 
 def _blended(psf: PsfField, image: Array, origin: Sequence[int], lattice: tuple[int, ...]) -> BlendedBlur:
@@ -207,6 +211,11 @@ class Last:
 LAST_BLUR = Last()
 
 
+def place_of(image: Array) -> tuple[str, str]:
+    """Return namespace and device of an array, as part of a key."""
+    return backend.namespace(image).__name__, str(backend.device(image))
+
+
 def dtype_of(image: Array) -> np.dtype[Any]:
     """Return the NumPy dtype of an array of any namespace."""
     return np.dtype(str(image.dtype).rpartition(".")[2])
@@ -232,6 +241,16 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or converted < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
     return converted
+
+
+def voxel_sides(voxel_size: Sequence[float], ndim: int) -> tuple[float, ...]:
+    """Return a voxel size as one positive number per axis of the point spread function, or raise naming it."""
+    sides = tuple(number("voxel_size", side) for side in voxel_size)
+    if len(sides) != ndim or min(sides) <= 0:
+        raise ValueError(
+            f"`voxel_size` {sides} must have one positive number per axis of the {ndim}-dimensional `psf`"
+        )
+    return sides
 
 
 def _depth(depth: int | Sequence[int], ndim: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from chunkrestore import backend
 from chunkrestore.grid import Block, Slices
 from chunkrestore.kernels.blur import AnyBlur
 from chunkrestore.kernels.photon_splitting import split_photons
+from chunkrestore.kernels.richardson_lucy import last_of
 from chunkrestore.operators.base import Array, Statistic, numbers_of
 from chunkrestore.operators.deconvolution import (
     Deconvolution,
@@ -40,7 +41,7 @@ _DIM = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class IterativeDeconvolution(Deconvolution):
-    """Base of the operators that iterate from a flat start; subclasses give `_estimates`."""
+    """Base of the operators that iterate; subclasses give `_estimates`."""
 
     iterations: int = 20
     _: KW_ONLY
@@ -211,9 +212,7 @@ class IterativeDeconvolution(Deconvolution):
         origin = [s.start for s in block.read]
         mask = self._observed(image, block.read)
         blur = self._blur(image, origin, block.at_border)
-        for estimate in self._estimates(image, blur, mask, origin):
-            last = estimate
-        return backend.namespace(image).asarray(last[tuple(slice(n) for n in image.shape)], copy=True)
+        return last_of(self._estimates(image, blur, mask, origin), image)
 
     def _resolved_on(self, image: Array) -> Self:
         read, shape = (lambda region: image[region]), image.shape

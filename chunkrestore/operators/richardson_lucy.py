@@ -14,7 +14,7 @@ from chunkrestore.kernels.blur import AnyBlur
 from chunkrestore.kernels.richardson_lucy import estimates
 from chunkrestore.kernels.sweeps import worth_sweeping
 from chunkrestore.kernels.total_variation import LARGEST
-from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, core_depth, number
+from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, core_depth, number, voxel_sides
 from chunkrestore.operators.iterative import IterativeDeconvolution
 from chunkrestore.psf.varying import PsfField
 
@@ -147,13 +147,7 @@ class RichardsonLucy(IterativeDeconvolution):
                 "good first choice"
             )
         if self.voxel_size is not None:
-            sides = tuple(number("voxel_size", side) for side in self.voxel_size)
-            if len(sides) != self.psf.ndim or min(sides) <= 0:
-                raise ValueError(
-                    f"`voxel_size` {sides} must have one positive number per axis of the {self.psf.ndim}-"
-                    "dimensional `psf`"
-                )
-            self._set("voxel_size", sides)
+            self._set("voxel_size", voxel_sides(self.voxel_size, self.psf.ndim))
 
     def _estimates(
         self,

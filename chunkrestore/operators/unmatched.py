@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from chunkrestore import backend
 from chunkrestore.backend import Array
 from chunkrestore.grid import Slices
 from chunkrestore.kernels.back_projectors import (
@@ -19,9 +18,9 @@ from chunkrestore.kernels.back_projectors import (
     Kernel,
     reference_lattice,
 )
-from chunkrestore.kernels.blur import AnyBlur, Blur, Borders, lattice_shape
+from chunkrestore.kernels.blur import AnyBlur, Blur
 from chunkrestore.kernels.unmatched import unmatched_estimates
-from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, LAST_BLUR, Last, number
+from chunkrestore.operators.deconvolution import ELEMENTWISE_NBYTES, Last, number, place_of
 from chunkrestore.operators.iterative import IterativeDeconvolution
 from chunkrestore.operators.signal_to_noise import signal_to_noise
 from chunkrestore.psf import energy_radius
@@ -203,7 +202,7 @@ class UnmatchedRichardsonLucy(IterativeDeconvolution):
         assert self.start is not None  # resolved
         assert self.regularization is not None
         kernel, lattice = self._kernel, blur.lattice
-        key = (self._kernel_key, lattice, *_place(image))
+        key = (self._kernel_key, lattice, *place_of(image))
         assert isinstance(blur, Blur)
         return unmatched_estimates(
             image,
@@ -214,16 +213,6 @@ class UnmatchedRichardsonLucy(IterativeDeconvolution):
             background=share * self.background,
             mask=mask,
         )
-
-    def _blur(self, image: Array, origin: Sequence[int], at_border: Borders) -> AnyBlur:
-        lattice = lattice_shape(image.shape, self._extent, at_border)
-        psf = self._psf
-        return LAST_BLUR.get(
-            (self._digest, lattice, *_place(image)), lambda: Blur.from_psf(psf, lattice, image)
-        )
-
-    def _border_lattice(self, read_shape: Sequence[int]) -> tuple[int, ...]:
-        return lattice_shape(read_shape, self._extent, ((True, True),) * len(read_shape))
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
         """Return the peak of a call, as if the block touched the volume's border on every axis."""
@@ -298,7 +287,3 @@ def guarded(curve: Sequence[float], least_share: float) -> tuple[int, str]:
             )
             return k, f"after {k} of {len(curve)}, because {gained}"
     return len(curve), f"after all {len(curve)}, the most allowed; the I-divergence still falls"
-
-
-def _place(image: Array) -> tuple[str, str]:
-    return backend.namespace(image).__name__, str(backend.device(image))

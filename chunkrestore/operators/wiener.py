@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from chunkrestore import backend
 from chunkrestore.grid import Block
 from chunkrestore.kernels.blur import Blur
 from chunkrestore.kernels.wiener import (
@@ -28,6 +27,8 @@ from chunkrestore.operators.deconvolution import (
     check_brightness,
     dtype_of,
     number,
+    place_of,
+    voxel_sides,
 )
 from chunkrestore.operators.pilot import Read, pilot_regions
 from chunkrestore.operators.signal_to_noise import signal_to_noise
@@ -153,13 +154,7 @@ class Wiener(Deconvolution):
                     "0.01 is a good begin, None measures"
                 )
         if self.voxel_size is not None:
-            sides = tuple(number("voxel_size", side) for side in self.voxel_size)
-            if len(sides) != self.psf.ndim or min(sides) <= 0:
-                raise ValueError(
-                    f"`voxel_size` {sides} must have one positive number per axis of the {self.psf.ndim}-"
-                    "dimensional `psf`"
-                )
-            self._set("voxel_size", sides)
+            self._set("voxel_size", voxel_sides(self.voxel_size, self.psf.ndim))
 
     @property
     def needs(self) -> frozenset[Statistic]:
@@ -262,8 +257,7 @@ class Wiener(Deconvolution):
         )
 
     def _inverse(self, image: Array, lattice: tuple[int, ...]) -> Blur:
-        place = backend.namespace(image).__name__, str(backend.device(image))
-        key = ("wiener", self._digest, *self._options.values(), lattice, *place)
+        key = ("wiener", self._digest, *self._options.values(), lattice, *place_of(image))
         blur: Blur = LAST_BLUR.get(
             key, lambda: inverse_filter(self._only_psf, lattice, image, **self._options)
         )

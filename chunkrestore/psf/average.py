@@ -18,8 +18,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from chunkrestore.psf.bead_size import denoised, frequencies, noise_power, outer_layers, without_sphere
-from chunkrestore.psf.beads import FWHM_PER_SIGMA, UNLIKE, Beads, clipped_mean, core_centroid
-from chunkrestore.psf.prepare import prepare
+from chunkrestore.psf.beads import UNLIKE, Beads, clipped_mean, core_centroid
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA, prepare
 from chunkrestore.psf.sampling import offset
 
 ROUNDS = 5

@@ -17,7 +17,6 @@ from chunkrestore.psf.beads import (
     BRIGHT,
     DIM,
     FEWEST_TO_COMPARE,
-    FWHM_PER_SIGMA,
     NEIGHBOUR,
     SATURATED,
     UNLIKE,
@@ -26,7 +25,7 @@ from chunkrestore.psf.beads import (
 )
 from chunkrestore.psf.distill import distill_psf
 from chunkrestore.psf.files import read_psf_voxel_size, read_raw_psf, write_psf
-from chunkrestore.psf.prepare import effective_sigma
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA, effective_sigma
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.psf.beads import FWHM_PER_SIGMA
-from chunkrestore.psf.prepare import effective_sigma
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA, effective_sigma
 
 HIGHEST = 1e6
 """Largest ratio of noise to signal power that is told apart; the filter is 0 there to float32 rounding."""

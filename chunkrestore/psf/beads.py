@@ -16,8 +16,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from chunkrestore.psf.files import check_voxel_size
-
-FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA
 
 SATURATED = "saturated"
 BORDER = "too near the border"

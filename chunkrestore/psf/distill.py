@@ -38,7 +38,8 @@ from chunkrestore.psf.average import (
     shifted,
 )
 from chunkrestore.psf.bead_size import frequencies, noise_to_signal, outer_layers, point_sigma, sphere_otf
-from chunkrestore.psf.beads import DIM, FWHM_PER_SIGMA, NEIGHBOUR, Beads, clipped_mean
+from chunkrestore.psf.beads import DIM, NEIGHBOUR, Beads, clipped_mean
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA
 
 REFINEMENTS = 2
 """How often positions, brightnesses and backgrounds are fitted anew and the equations solved again."""

@@ -18,7 +18,7 @@ from chunkrestore.psf.diffraction import (
     zonal_focus,
 )
 from chunkrestore.psf.optics import Optics
-from chunkrestore.psf.prepare import effective_sigma
+from chunkrestore.psf.prepare import FWHM_PER_SIGMA, effective_sigma
 from chunkrestore.psf.radial import Radial, interpolation, radial_step, render
 
 Float = npt.NDArray[np.float64]
@@ -28,7 +28,6 @@ _TAIL = 6.0
 # In units of 1 / axial cutoff. Without aberration the axis follows sinc^2 of the distance times the cutoff,
 # whose envelope 1 / (pi x)^2 falls to 1 % at x = 3.2.
 _STEEPEST = 6.0
-_FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
 def widefield(
@@ -164,7 +163,7 @@ def detection(optics: Optics, model: Model = "vectorial") -> Radial:
 def fwhm_um(psf: np.ndarray, voxel_size: Sequence[float]) -> tuple[float, ...]:
     """Return the full width at half maximum along each axis through the brightest voxel, in micrometres."""
     return tuple(
-        _FWHM_PER_SIGMA * sigma * d for sigma, d in zip(effective_sigma(psf), voxel_size, strict=True)
+        FWHM_PER_SIGMA * sigma * d for sigma, d in zip(effective_sigma(psf), voxel_size, strict=True)
     )
 
 
