@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from chunkrestore.api import deconvolve, percentiles, restore, segment
-    from chunkrestore.jobs.run import plan, run
+    from chunkrestore.jobs.run import plan, resume, run
+    from chunkrestore.jobs.status import status
+    from chunkrestore.jobs.verify import verify
     from chunkrestore.ome_zarr import open_image, write_image, write_labels
     from chunkrestore.operators.care import Care
     from chunkrestore.operators.gradient_consensus import GradientConsensus
@@ -31,6 +33,9 @@ _HOME = {
     "percentiles": "chunkrestore.api",
     "run": "chunkrestore.jobs.run",
     "plan": "chunkrestore.jobs.run",
+    "resume": "chunkrestore.jobs.run",
+    "status": "chunkrestore.jobs.status",
+    "verify": "chunkrestore.jobs.verify",
     "open_image": "chunkrestore.ome_zarr",
     "write_image": "chunkrestore.ome_zarr",
     "write_labels": "chunkrestore.ome_zarr",
@@ -58,8 +63,11 @@ __all__ = [
     "percentiles",
     "plan",
     "restore",
+    "resume",
     "run",
     "segment",
+    "status",
+    "verify",
     "write_image",
     "write_labels",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import click
 
 from chunkrestore import __version__
+from chunkrestore.cli_jobs import CLUSTER_OPTIONS
+from chunkrestore.cli_jobs import COMMANDS as JOB_COMMANDS
 from chunkrestore.cli_psf import psf as psf_commands
 
 INTERRUPTED = 75
@@ -78,18 +81,8 @@ def _index(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
 
 
 _RUN_OPTIONS = (
-    click.option(
-        "--cluster",
-        default="auto",
-        show_default=True,
-        help="auto, local, serial, or a scheduler's address or file.",
-    ),
-    click.option(
-        "--workers",
-        "n_workers",
-        type=click.IntRange(1),
-        help="Processes of a local cluster; default one per core.",
-    ),
+    *CLUSTER_OPTIONS,
+    click.option("--work-folder", help="Where the journal is kept; default OUT.chunkrestore."),
     click.option("--overwrite", is_flag=True, help="Replace an existing output."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
@@ -101,6 +94,7 @@ _JOB_OPTIONS = (
         "--block", "block_shape", type=Numbers(), help="Core of a block in voxels; default by memory."
     ),
     click.option("--depth", type=Depth(), help="Halo in voxels; default derived from the operator."),
+    click.option("--shards", type=Numbers(), help="Voxels that are stored as one file; default one chunk."),
     click.option("--memory", help="Peak of a block, such as 8GB, or free; default 2 GiB."),
     click.option("--channel", callback=_index, help="Channel name or number; default all."),
     click.option("--timepoint", type=click.IntRange(0), help="Time point; default all."),
@@ -305,18 +299,18 @@ def simulate(output: str, shape: tuple[int, ...], seed: int, overwrite: bool) ->
 
 @cli.command()
 @click.argument("output", metavar="OUT")
-@click.option(
-    "--cluster", default="auto", show_default=True, help="auto, local, serial, or a scheduler's address."
-)
+@_with(CLUSTER_OPTIONS)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def demo(output: str, cluster: str, quiet: bool) -> None:
+def demo(output: str, **options: Any) -> None:
     """Deconvolve, restore and segment a simulated and a real volume, and draw the results."""
     from chunkrestore.demo import run_demo
 
-    run_demo(output, cluster=cluster, quiet=quiet)
+    run_demo(output, **options)
 
 
 cli.add_command(psf_commands)
+for job_command in JOB_COMMANDS:
+    cli.add_command(job_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -367,26 +361,36 @@ def _complain(message: str) -> None:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send before they kill, do what Ctrl-C does.
+    """Let SIGTERM and SIGUSR1, which batch systems send before they kill, stop a job in an orderly way.
 
-    The exception that a signal raises is lost if it strikes inside a finaliser; the runner looks for it again
-    before the next block.
+    The blocks in flight come to their end and no others are started. A second signal does what Ctrl-C does: the
+    job stops at once, and the blocks in flight are done again later.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    from chunkrestore.jobs.runner import interrupted
+    from chunkrestore.jobs.runner import draining
+
+    def drain(_number: int, _frame: object) -> None:
+        if not draining.request():
+            raise KeyboardInterrupt
+        # Not through `sys.stderr`, which the signal may have interrupted in the middle of a line.
+        os.write(
+            2, b"chunkrestore: told to stop; finishing the blocks in flight (a second signal stops at once)\n"
+        )
 
     def interrupt(_number: int, _frame: object) -> None:
-        interrupted.set()
+        # The exception is lost if it strikes inside a finaliser; the runner sees the request all the same.
+        draining.request()
         raise KeyboardInterrupt
 
-    interrupted.clear()
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    draining.forget()
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: drain, signal.SIGUSR1: drain}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        interrupted.clear()
+        draining.forget()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -407,5 +411,5 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
 def _plan(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
     from chunkrestore.jobs.run import plan as make
 
-    keys = ("block_shape", "depth", "memory", "level", "timepoint", "channel", "region")
+    keys = ("block_shape", "depth", "memory", "level", "timepoint", "channel", "region", "shards")
     return make(operators, source, **{key: options[key] for key in keys if key in options})

@@ -99,14 +99,21 @@ def psf_path(store: Store) -> Path:
     return Path(f"{name}.psf.tif")
 
 
-def run_demo(output: Store, *, cluster: Cluster = "auto", quiet: bool = False) -> list[str]:
+def run_demo(
+    output: Store,
+    *,
+    cluster: Cluster = "auto",
+    n_workers: int | None = None,
+    profile: Store | None = None,
+    quiet: bool = False,
+) -> list[str]:
     """Deconvolve, restore and segment a simulated and a real volume; print figures and draw a picture.
 
     Parameters
     ----------
     output
         Folder for all stores and ``demo.png``.
-    cluster
+    cluster, n_workers, profile
         As for `chunkrestore.run`.
     quiet
         Show no progress.
@@ -135,7 +142,7 @@ def run_demo(output: Store, *, cluster: Cluster = "auto", quiet: bool = False) -
         print(line, flush=True)
 
     started = time.monotonic()
-    with connect(cluster) as client:
+    with connect(cluster, n_workers=n_workers, profile=profile) as client:
         where: Cluster = "serial" if client is None else client
         scenes = [_simulated(folder, where, quiet, say), _real(folder, where, quiet, say)]
     draw(scenes, folder / "demo.png")

@@ -31,15 +31,16 @@ def fast_length(n: int) -> int:
     """
     if n <= 1:
         return 1
-    candidate = n + n % 2
-    while True:
-        rest = candidate
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return candidate
-        candidate += 2
+    # Every odd 7-smooth number below n, doubled until it reaches n: the gaps between smooth numbers are too long
+    # to try one candidate after the other where lengths come from hostile metadata.
+    best = 1 << max(1, (n - 1).bit_length())
+    odd = [7**i * 5**j for i in range(n.bit_length()) for j in range(n.bit_length()) if 7**i * 5**j < n]
+    for factor in odd:
+        while factor < n:
+            doublings = max(1, (-(-n // factor) - 1).bit_length())
+            best = min(best, factor << doublings)
+            factor *= 3
+    return best
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ class Halo:
     def read(self, core: Slices, shape: Sequence[int]) -> Slices:
         """Return the region to read for `core` of a volume of `shape`, clipped at its border."""
         return tuple(
-            slice(*self._read_axis(c.start, c.stop, n, axis))
+            slice(*self.read_axis(c.start, c.stop, n, axis))
             for axis, (c, n) in enumerate(zip(core, shape, strict=True))
         )
 
-    def _read_axis(self, start: int, stop: int, n: int, axis: int) -> tuple[int, int]:
+    def read_axis(self, start: int, stop: int, n: int, axis: int) -> tuple[int, int]:
+        """Return the start and stop of what is read for a core from `start` to `stop` on an axis of length `n`."""
         depth, align, offset = self.depth[axis], self.align[axis], self.offset[axis]
         first = (start - depth + offset) // align * align - offset
         last = -((-(stop + depth + offset)) // align) * align - offset
@@ -244,7 +246,7 @@ class BlockGrid:
             read *= sum(
                 last - first
                 for first, last in (
-                    self.halo._read_axis(a, b, edges[-1], axis) for a, b in itertools.pairwise(edges)
+                    self.halo.read_axis(a, b, edges[-1], axis) for a, b in itertools.pairwise(edges)
                 )
             )
         return read / math.prod(self.shape)

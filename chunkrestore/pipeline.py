@@ -162,6 +162,7 @@ class Pipeline(_Strict):
     region: list[tuple[int, int]] | None = None
     label_name: str = "labels"
     version: Literal["0.4", "0.5"] = "0.5"
+    shards: Three | None = None
 
 
 def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, str, dict[str, Any]]:

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import chunkrestore
-from chunkrestore.jobs.ledger import digest
+from chunkrestore.jobs.ledger import Ledger, digest
 from chunkrestore.jobs.plan import Pass, Plan
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
 from chunkrestore.ome_zarr import (
@@ -28,6 +27,7 @@ from chunkrestore.ome_zarr import (
     open_image,
     open_writer,
 )
+from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names
 from chunkrestore.ome_zarr.writer import unfinished_state
 from chunkrestore.operators.base import LabelOperator, Operator
@@ -44,8 +44,8 @@ class Job:
     """Passes and blocks."""
     image: OmeZarrImage
     """Input, cut to what is processed."""
-    output: Path
-    """Store to write, absolute: workers may run in other folders."""
+    output: str
+    """Store to write, an absolute path or a URL: workers may run in other folders."""
     label_name: str
     """Name of the labels, if there is a label pass."""
     version: str
@@ -69,6 +69,11 @@ class Job:
     def name(self) -> str:
         """Name of the job among those that write to the same store: what it makes there."""
         return job_name([p.operators[-1] for p in self.plan.passes], self.label_name)
+
+    @property
+    def label_path(self) -> str:
+        """Group of the labels."""
+        return stores.join(self.output, "labels", self.label_name)
 
     @property
     def planes(self) -> list[Plane]:
@@ -100,7 +105,7 @@ class Job:
         """
         if self.version not in ("0.4", "0.5"):
             raise ValueError(f"`version` {self.version!r} cannot be written; use '0.4' or '0.5'")
-        if self.output.is_file():
+        if stores.is_file(self.output):
             raise ValueError(f"`output` {self.output} is a file; give the path of an OME-Zarr")
         if self.label_pass is not None and not re.fullmatch(
             r"(?!__)[\w-][\w. -]*", self.label_name, re.ASCII
@@ -114,11 +119,11 @@ class Job:
             self._check_labels_output(overwrite)
 
     def _check_image_output(self, overwrite: bool) -> None:
-        if _same(self.output, self.image.path):
+        if stores.same(self.output, self.image.path):
             raise ValueError(f"`output` {self.output} is the input; give another store")
-        if _is_free(self.output):
+        if stores.is_free(self.output):
             return
-        if not (is_image(self.output) or unfinished_state(str(self.output))):
+        if not (is_image(self.output) or unfinished_state(self.output)):
             raise ValueError(f"`output` {self.output} exists and is no OME-Zarr image; give another store")
         if not overwrite:
             raise FileExistsError(
@@ -127,7 +132,9 @@ class Job:
 
     def _check_labels_output(self, overwrite: bool) -> None:
         if not (
-            _is_free(self.output) or _same(self.output, self.image.path) or label_names(str(self.output))
+            stores.is_free(self.output)
+            or stores.same(self.output, self.image.path)
+            or label_names(self.output)
         ):
             target = open_image(self.output)
             if target.spatial_shape != self.plan.shape:
@@ -135,7 +142,7 @@ class Job:
                     f"`output` {self.output} has shape {target.spatial_shape} but the labels have "
                     f"{self.plan.shape}; labels belong to an image of their own shape"
                 )
-        if (self.output / "labels" / self.label_name).exists() and not overwrite:
+        if stores.exists(self.label_path) and not overwrite:
             raise FileExistsError(
                 f"labels {self.label_name!r} exist in {self.output}; give another `label_name` or pass "
                 "overwrite=True (--overwrite)"
@@ -169,7 +176,7 @@ class Job:
 
     def _image(self, stages: Stages, position: int, *, overwrite: bool) -> None:
         """Do one pass of image operators."""
-        work, path = self.plan.passes[position], self._path(stages, position)
+        work, path = self.plan.passes[position], self.image_path(stages.ledger, position)
         numbers = self._decided_numbers(stages, position)
         operators = self.operators(position, numbers)
         _report_operators(stages, operators)
@@ -184,6 +191,7 @@ class Job:
                 dtype=np.float32,
                 like=self.image,
                 chunks=work.chunks,
+                shards=work.shards,
                 levels=None if is_last else 1,
                 version=self.version,
                 overwrite=overwrite,
@@ -199,9 +207,9 @@ class Job:
         if writer is not None:
             self._publish(stages, f"image-{position}", writer)
         if is_last:
-            stages.report.outputs.append(str(self.output))
+            stages.report.outputs.append(self.output)
         if position > 0:
-            shutil.rmtree(self._path(stages, position - 1), ignore_errors=True)
+            shutil.rmtree(self.image_path(stages.ledger, position - 1), ignore_errors=True)
 
     def _labels(self, stages: Stages, work: Pass, *, overwrite: bool) -> None:
         """Do the label pass."""
@@ -213,14 +221,13 @@ class Job:
         _report_operators(stages, {plane: (operator,) for plane, operator in operators.items()})
         source = self._source(stages, position)
         reaches = stages.objects(work, operators, source)
-        path = self.output / "labels" / self.label_name
-        for stray in path.parent.glob("*.partial") if overwrite else ():
-            # Of a killed attempt to list the labels; not for `clean_partial`, which would look into other labels.
-            stray.unlink(missing_ok=True)
+        if overwrite:
+            # Of a killed attempt to list the labels; nobody else writes to the store while we hold its lock.
+            clean_partial(stores.join(self.output, "labels"))
         writer = _writer(
             stages,
             "labels",
-            path,
+            self.label_path,
             lambda: create_labels(
                 self.output,
                 self.label_name,
@@ -229,7 +236,8 @@ class Job:
                 # One channel's objects are not objects of a channel: the axis goes, unless it is needed.
                 axes=self.image.axes if self.plan.n_channels > 1 else None,
                 chunks=work.chunks,
-                version=self.version if _is_free(self.output) else None,
+                shards=work.shards,
+                version=self.version if stores.is_free(self.output) else None,
                 overwrite=overwrite,
             ),
         )
@@ -237,21 +245,21 @@ class Job:
             stages.paint(work, operators, reaches, source, writer.target(0))
             stages.pyramid("labels_pyramid", writer)
             self._publish(stages, "labels", writer)
-        elif self.label_name not in label_names(str(self.output)):
-            _list_labels(path)
-        stages.report.outputs.append(str(path))
+        elif self.label_name not in label_names(self.output):
+            _list_labels(self.label_path)
+        stages.report.outputs.append(self.label_path)
 
-    def _path(self, stages: Stages, position: int) -> Path:
+    def image_path(self, ledger: Ledger, position: int) -> str:
         """Return the store that an image pass writes: the output, or scratch in the job's folder."""
         if position == len(self.image_passes) - 1:
             return self.output
-        return stages.ledger.folder / "scratch" / f"pass-{position}.ome.zarr"
+        return str(ledger.folder / "scratch" / f"pass-{position}.ome.zarr")
 
     def _source(self, stages: Stages, position: int) -> RegionReader:
         """Return a handle on what a pass reads."""
-        return (
-            self.image.source(0) if position == 0 else open_image(self._path(stages, position - 1)).source(0)
-        )
+        if position == 0:
+            return self.image.source(0)
+        return open_image(self.image_path(stages.ledger, position - 1)).source(0)
 
     def _decided_numbers(self, stages: Stages, position: int) -> dict[Plane, Numbers]:
         """Return the numbers of a pass, computed once per job."""
@@ -297,7 +305,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: str) -> bool:
     """Return whether a finished OME-Zarr image lies at `path`."""
     try:
         open_image(path)
@@ -306,7 +314,7 @@ def is_image(path: Path) -> bool:
     return True
 
 
-def _writer(stages: Stages, name: str, path: Path, create: Callable[[], ImageWriter]) -> ImageWriter | None:
+def _writer(stages: Stages, name: str, path: str, create: Callable[[], ImageWriter]) -> ImageWriter | None:
     """Return the writer of an output, made or opened again; None if the output is published already."""
     ledger = stages.ledger
     if ledger.value(f"published-{name}"):
@@ -320,7 +328,7 @@ def _writer(stages: Stages, name: str, path: Path, create: Callable[[], ImageWri
     return None if is_image(path) else open_writer(path)
 
 
-def _list_labels(path: Path) -> None:
+def _list_labels(path: str) -> None:
     """List labels that the job had published, but not listed yet, when it was killed."""
     labels = open_image(path)
     LabelsWriter(
@@ -331,15 +339,6 @@ def _list_labels(path: Path) -> None:
         method="",
         document=labels.attributes,
     ).publish()
-
-
-def _is_free(path: Path) -> bool:
-    """Return whether nothing lies at `path`, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def _same(a: Path, b: str) -> bool:
-    return a.resolve() == Path(b).resolve()
 
 
 def _probes_seams(work: Pass) -> bool:

@@ -3,8 +3,8 @@
 ``OUT.chunkrestore/JOB/`` holds ``manifest.json`` (what the job is: input, operators, grid, versions),
 ``journal.jsonl`` (one line per finished block, written by the driver after the block's data is complete),
 ``report.json`` once it is done, and tables and scratch images while it runs. Only the driver writes the
-manifest and the journal. Every beginning of a journal is a truthful journal: what a crash cut off is done
-again.
+manifest and the journal, and a lock keeps a second driver away. Every beginning of a journal is a truthful
+journal: what a crash cut off is done again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 Item = tuple[int, ...]
@@ -36,14 +38,16 @@ class Ledger:
     ----------
     folder
         The job's own folder.
+    guard
+        Called before anything is written; raises if the job has lost its output to another driver.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], guard: Callable[[], None] = lambda: None) -> None:
         self.folder = Path(folder)
-        self._journal: TextIO | None = None
+        self._guard = guard
+        self._file: TextIO | None = None
         self._synced = 0.0
-        self._finished: dict[str, dict[Item, Any]] = {}
-        self._values: dict[str, Any] = {}
+        self._journal = Journal()
 
     @property
     def complete(self) -> bool:
@@ -75,66 +79,94 @@ class Ledger:
                 f"{'; '.join(changes)}. Repeat it as it was, or start anew with overwrite=True (--overwrite)"
             )
 
-    def begin(self, manifest: Mapping[str, Any], *, anew: bool = False) -> None:
+    def forget(self) -> None:
+        """Forget the job that was here, finished or not, and make its folder anew."""
+        self.close()
+        self._guard()
+        # First what makes it a job, so that half a removal is not taken for one.
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
         """Start a job, or go on with the unfinished one of the same manifest.
 
         Parameters
         ----------
         manifest
             JSON-compatible values that identify the job.
-        anew
-            Forget the job that was here, finished or not.
 
         Raises
         ------
         ManifestMismatchError
-            If the unfinished job differs; the message says in what.
+            If the unfinished job differs, or its journal belongs to another one; the message says in what.
         """
         self.close()
-        if anew:
-            # First what makes it a job, so that half a removal is not taken for one.
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._guard()
         if self.unfinished:
             self.check(manifest)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1))
-        self._finished, self._values = {}, {}
         path = self.folder / "journal.jsonl"
-        if path.exists():
-            self._read_journal(path)
-        self._journal = path.open("a", encoding="utf-8")
+        self._journal = read_journal(path)
+        if path.exists() and self._journal.n_bytes < path.stat().st_size:
+            os.truncate(path, self._journal.n_bytes)
+        self._file = path.open("a", encoding="utf-8")
+        content = digest(json.loads(json.dumps(manifest)))
+        if self._journal.manifest is None:
+            self._append({"manifest": content})
+        elif self._journal.manifest != content:
+            raise ManifestMismatchError(
+                f"journal and manifest in {self.folder} belong to different jobs; one of them was edited or copied. "
+                "Start anew with overwrite=True (--overwrite)"
+            )
 
-    def finished(self, stage: str) -> dict[Item, Any]:
+    def begin_stage(self, stage: str, n_items: int) -> StageRecord:
+        """Return what is known of a stage, noting that it has begun unless that is noted."""
+        record = self._journal.stage(stage)
+        if record.n_items != n_items:
+            self._append({"stage": stage, "n_items": n_items})
+        return record
+
+    def end_stage(self, stage: str) -> None:
+        """Note that all items of a stage are finished."""
+        if not self._journal.stage(stage).done:
+            self._append({"stage": stage, "done": True})
+
+    def finished(self, stage: str) -> Mapping[Item, Any]:
         """Return the finished items of a stage, with what each of them reported."""
-        return dict(self._finished.get(stage, {}))
+        return MappingProxyType(self._journal.stage(stage).finished)
 
     def record(self, stage: str, item: Item, payload: Any) -> None:
         """Note that an item is finished; its data must be complete."""
         self._append({"stage": stage, "item": list(item), "payload": payload})
-        self._finished.setdefault(stage, {})[tuple(item)] = payload
+
+    def fail(self, stage: str, item: Item, cause: str, message: str) -> None:
+        """Note that an item was given up."""
+        self._append({"stage": stage, "failed": list(item), "cause": cause, "message": message})
 
     def value(self, name: str) -> Any:
         """Return what was decided once for the job, or None if it is not decided yet."""
-        return self._values.get(name)
+        return self._journal.values.get(name)
 
     def decide(self, name: str, value: Any) -> Any:
         """Note what is decided once for the job."""
         self._append({"value": name, "payload": value})
-        self._values[name] = value
         return value
 
     def sync(self) -> None:
         """Bring the journal to the disk, before something happens that presumes it."""
-        if self._journal is not None:
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Close the journal, keep the report and drop scratch data."""
         self.close()
+        self._guard()
         _write_atomically(self.folder / "report.json", json.dumps(report, indent=1))
         self.drop_scratch()
 
@@ -145,42 +177,123 @@ class Ledger:
 
     def close(self) -> None:
         """Close the journal."""
-        if self._journal is not None:
+        if self._file is not None:
             self.sync()
-            self._journal.close()
-            self._journal = None
+            self._file.close()
+            self._file = None
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        if self._journal is None:
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._file is None:
             raise RuntimeError(f"the ledger in {self.folder} is closed; call `begin` first")
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
+        self._guard()
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
         if time.monotonic() - self._synced > _FSYNC_SECONDS:
             self.sync()
+        self._journal.add(entry)
 
-    def _read_journal(self, path: Path) -> None:
-        """Take over the whole lines of a journal, and cut it off at the first that a crash has spoilt."""
-        content = path.read_bytes()
-        n_good = 0
-        for line in content.splitlines(keepends=True):
+
+@dataclass
+class StageRecord:
+    """What the journal tells of one stage."""
+
+    n_items: int | None = None
+    """Items of the stage; None if it has not begun."""
+    finished: dict[Item, Any] = field(default_factory=dict)
+    """Finished items, with what each of them reported."""
+    failed: dict[Item, dict[str, str]] = field(default_factory=dict)
+    """Items that were given up and not finished since, with cause and message."""
+    done: bool = False
+    """Whether the stage came to its end."""
+
+
+@dataclass
+class Journal:
+    """What the lines of a journal add up to."""
+
+    manifest: str | None = None
+    """SHA-256 of the manifest that the journal belongs to."""
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    """In the order in which they began."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What was decided once for the job."""
+    n_bytes: int = 0
+    """Length of the whole lines; what follows was cut off by a crash."""
+
+    def stage(self, name: str) -> StageRecord:
+        """Return the record of a stage."""
+        return self.stages.setdefault(name, StageRecord())
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take one line into account."""
+        if "stage" in entry:
+            record = self.stage(entry["stage"])
+            if "item" in entry:
+                item = tuple(entry["item"])
+                record.finished[item] = entry["payload"]
+                record.failed.pop(item, None)
+            elif "failed" in entry:
+                record.failed[tuple(entry["failed"])] = {key: entry[key] for key in ("cause", "message")}
+            elif "n_items" in entry:
+                record.n_items = entry["n_items"]
+            else:
+                record.done = True
+        elif "value" in entry:
+            self.values[entry["value"]] = entry["payload"]
+        else:
+            self.manifest = entry["manifest"]
+
+
+def read_journal(path: Path) -> Journal:
+    """Return what a journal tells, up to the first line that a crash has spoilt; nothing if there is none."""
+    journal = Journal()
+    if not path.exists():
+        return journal
+    with path.open("rb") as file:
+        for line in file:
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if entry is None:
+            if not isinstance(entry, dict):
                 break
-            n_good += len(line)
-            if "stage" in entry:
-                self._finished.setdefault(entry["stage"], {})[tuple(entry["item"])] = entry["payload"]
-            else:
-                self._values[entry["value"]] = entry["payload"]
-        if n_good < len(content):
-            os.truncate(path, n_good)
+            journal.add(entry)
+            journal.n_bytes += len(line)
+    return journal
 
 
-def job_folder(store: str | os.PathLike[str], name: str) -> Path:
-    """Return the folder of the job called `name` that writes into `store`."""
-    return Path(f"{os.fspath(store).rstrip('/')}.chunkrestore") / name
+def work_folder_of(output: str, given: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder that keeps the ledgers of the jobs that write into the store `output`.
+
+    Beside the store; for a URL, which has no place for an append-only journal, in the current folder.
+    """
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    beside = output if "://" not in output else output.rpartition("/")[2]
+    return Path(f"{beside.rstrip('/')}.chunkrestore").absolute()
+
+
+def only_unfinished(work: Path, name: str | None) -> Path:
+    """Return the folder of the unfinished job in `work`: the one called `name`, or the only one.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or several to choose from.
+    """
+    names = sorted(path.parent.name for path in work.glob("*/manifest.json"))
+    unfinished = [n for n in names if Ledger(work / n).unfinished]
+    if name is None and len(unfinished) == 1:
+        return work / unfinished[0]
+    if name in unfinished:
+        return work / str(name)
+    if name is None and unfinished:
+        raise ValueError(
+            f"{work} holds several unfinished jobs; choose one as `job`: {', '.join(unfinished)}"
+        )
+    known = f"; unfinished are {', '.join(unfinished)}" if unfinished else ""
+    what = "unfinished job" if name is None else f"unfinished job {name!r}"
+    raise ValueError(f"{work} holds no {what}{known}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import operator as integers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from chunkrestore.grid import Block, BlockGrid
-from chunkrestore.jobs.tasks import chain
+from chunkrestore.grid import BlockGrid
+from chunkrestore.jobs import cutting
+from chunkrestore.jobs.passes import Pass, format_nbytes, peak_nbytes, times
+from chunkrestore.ome_zarr.layout import CHUNK_LENGTH, default_pyramid
 from chunkrestore.operators.base import LabelOperator, Operator
 
 MEMORY_NBYTES = 2 * 2**30
 """Peak memory per worker that blocks are sized for by default. A constant and not what happens to be free:
 a resumed job must be cut into the same blocks, on whatever machine it goes on."""
 
-_CHUNK = {2: 512, 3: 64}
-_MAX_BLOCK = {2: 4096, 3: 512}
-_MAX_BLOCKS = 10_000_000
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Operators that run together on each block, from one stored image to the next."""
-
-    operators: tuple[Operator, ...]
-    """Image operators, or one label operator."""
-    grid: BlockGrid
-    """Cores, with the halo of the last operator."""
-    chunks: tuple[int, ...]
-    """Chunk shape of what the pass writes."""
-
-    @property
-    def makes_labels(self) -> bool:
-        """Whether the pass ends in labels."""
-        return isinstance(self.operators[-1], LabelOperator)
-
-    @property
-    def needs(self) -> frozenset[float | str]:
-        """Numbers of the pass's input that must be known before its first block."""
-        return self.operators[0].needs
-
-    def blocks(self, block: Block) -> list[Block]:
-        """Return one block per operator, ending on the core of `block`."""
-        return chain(self.operators, block.core, self.grid.shape, block.index)
-
-    @property
-    def n_voxels_read(self) -> int:
-        """Voxels read by all blocks of one time point and channel, exactly.
-
-        Read regions are products of ranges, each of which depends on one index: one walk along every axis
-        is enough, however many blocks there are.
-        """
-        total = 1
-        for axis, n in enumerate(self.grid.n_blocks):
-            along = [tuple(i if a == axis else 0 for a in range(len(self.grid.n_blocks))) for i in range(n)]
-            reads = [self.blocks(self.grid.block(index))[0].read[axis] for index in along]
-            total *= sum(r.stop - r.start for r in reads)
-        return total
-
-    @property
-    def halo_overhead(self) -> float:
-        """Voxels read divided by voxels written."""
-        return self.n_voxels_read / math.prod(self.grid.shape)
-
-    @property
-    def memory_nbytes(self) -> int:
-        """Peak bytes of one task."""
-        return _peak_nbytes(self.operators, self.grid.block([n // 2 for n in self.grid.n_blocks]))
-
-    def describe(self) -> dict[str, Any]:
-        """Return what identifies the result of the pass."""
-        return {
-            "operators": [dict(operator.describe()) for operator in self.operators],
-            "depth": [list(operator.halo(self.grid.shape).depth) for operator in self.operators],
-            "block_shape": [edges[1] for edges in self.grid.edges],
-            "chunks": list(self.chunks),
-        }
-
 
 @dataclass(frozen=True)
 class Plan:
     """Passes over the time points and channels of an image.
 
-    ``str(plan)`` is a table for people; nothing was computed to make it.
+    ``str(plan)`` is a table for people; nothing was computed to make it. A plan of a million blocks is as small as
+    one of ten: blocks are made when they are asked for (``for block in plan.passes[0].grid``).
     """
 
     passes: tuple[Pass, ...]
@@ -94,8 +34,13 @@ class Plan:
     """Time points to process."""
     n_channels: int
     """Channels to process."""
-    dtype: np.dtype[Any]
-    """Of the input."""
+    free_nbytes: int | None = None
+    """Free bytes where the output goes, if whoever asked for the plan has looked."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the input."""
+        return self.passes[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,18 +59,38 @@ class Plan:
 
     @property
     def read_nbytes(self) -> int:
-        """Bytes read as voxels by all passes, halos included; one more reading for statistics is not counted."""
-        sizes = [self.dtype.itemsize] + [4] * (len(self.passes) - 1)
-        return self.n_planes * sum(s * p.n_voxels_read for s, p in zip(sizes, self.passes, strict=True))
+        """Bytes of voxels read by all passes, halos, scans for statistics and pyramids included."""
+        return self.n_planes * sum(p.read_nbytes for p in self.passes)
 
     @property
     def written_nbytes(self) -> int:
-        """Bytes of full-resolution voxels written by all passes, before compression."""
-        return 4 * self.n_planes * math.prod(self.shape) * len(self.passes)
+        """Bytes of voxels written by all passes, scratch and pyramids included, before compression."""
+        return self.n_planes * sum(p.written_nbytes for p in self.passes)
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Most bytes of voxels that lie on disk at once, before compression.
+
+        Tables of labels come on top: a few hundred bytes per object.
+        """
+        return self.largest_on_disk([self.n_planes * p.written_nbytes for p in self.passes])
+
+    def largest_on_disk(self, nbytes: Iterable[int]) -> int:
+        """Return the most bytes that lie on disk at once if every pass writes as many as given.
+
+        What a pass writes for the next one alone is removed once that one is published.
+        """
+        last_image = max((i for i, p in enumerate(self.passes) if not p.makes_labels), default=-1)
+        kept = scratch = most = 0
+        for position, written in enumerate(nbytes):
+            most = max(most, kept + scratch + written)
+            scratch = written if position < last_image else 0
+            kept += written - scratch
+        return most
 
     @property
     def memory_nbytes(self) -> int:
-        """Peak bytes of a task of the hungriest pass."""
+        """Peak bytes that the operators of the hungriest pass allocate for one block."""
         return max(p.memory_nbytes for p in self.passes)
 
     def describe(self) -> dict[str, Any]:
@@ -135,33 +100,31 @@ class Plan:
             "dtype": self.dtype.name,
             "n_timepoints": self.n_timepoints,
             "n_channels": self.n_channels,
-            "passes": [
-                p.describe() | {"n_blocks": list(p.grid.n_blocks), "halo_overhead": round(p.halo_overhead, 3)}
-                for p in self.passes
-            ],
+            "passes": [p.describe() | p.figures() for p in self.passes],
+            "n_blocks": self.n_blocks,
             "read_nbytes": self.read_nbytes,
             "written_nbytes": self.written_nbytes,
+            "disk_nbytes": self.disk_nbytes,
+            "free_nbytes": self.free_nbytes,
             "memory_nbytes": self.memory_nbytes,
         }
 
     def __str__(self) -> str:
         lines = [
-            f"volume     {_times(self.shape)} {self.dtype.name}, "
+            f"volume     {times(self.shape)} {self.dtype.name}, "
             f"{self.n_timepoints} time points, {self.n_channels} channels"
         ]
         for number, p in enumerate(self.passes, 1):
-            depths = "; ".join(f"{o.name} depth {_times(o.halo(p.grid.shape).depth)}" for o in p.operators)
-            lines += [
-                f"pass {number}     {' -> '.join(o.name for o in p.operators)}",
-                f"  halo     {depths}",
-                f"  blocks   {_times(p.grid.n_blocks)} of {_times([e[1] for e in p.grid.edges])}, "
-                f"chunks {_times(p.chunks)}, {p.halo_overhead:.2f} voxels read per voxel written",
-                f"  memory   {format_nbytes(p.memory_nbytes)} per task",
-            ]
-        lines.append(
+            lines += [f"pass {number}     {' -> '.join(o.name for o in p.operators)}", str(p)]
+        disk = f"at most {format_nbytes(self.disk_nbytes)} before compression"
+        if self.free_nbytes is not None:
+            enough = "" if self.disk_nbytes <= self.free_nbytes else ": only enough if it compresses well"
+            disk += f", {format_nbytes(self.free_nbytes)} free{enough}"
+        lines += [
             f"in all     {self.n_blocks} blocks, {format_nbytes(self.read_nbytes)} read, "
-            f"{format_nbytes(self.written_nbytes)} written before compression"
-        )
+            f"{format_nbytes(self.written_nbytes)} written before compression",
+            f"disk       {disk}",
+        ]
         return "\n".join(lines)
 
 
@@ -172,7 +135,9 @@ def make_plan(
     *,
     n_timepoints: int = 1,
     n_channels: int = 1,
+    voxel_size: Sequence[float] | None = None,
     block_shape: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
     memory_nbytes: int | None = None,
 ) -> Plan:
@@ -186,30 +151,47 @@ def make_plan(
         Of the spatial axes of the input.
     n_timepoints, n_channels
         How many volumes there are.
+    voxel_size
+        Micrometres per spatial axis, which decide on the pyramid; equal sides by default.
     block_shape
-        Core of a block; by default the largest multiple of the chunks whose peak fits `memory_nbytes`.
+        Core of a block; by default the largest multiple of what is stored as one file whose peak fits
+        `memory_nbytes`.
+    shards
+        Shape of what is stored as one file, a multiple of the chunks; None: every chunk is a file.
     depth
         Halo of every operator that takes one, instead of the derived halo.
     memory_nbytes
         Peak memory of one task that default blocks are sized for, as large as they get; None: `MEMORY_NBYTES`,
-        and no block longer than `_MAX_BLOCK`.
+        and no block longer than `chunkrestore.jobs.cutting.LONGEST_BLOCK`.
 
     Raises
     ------
     ValueError
-        If the operators do not suit the image, or the blocks do not suit the operators.
+        If the operators do not suit the image, or the blocks do not suit operators, shards, or what a job
+        can keep count of.
     """
-    shape = tuple(shape)
+    # NumPy's integers, as metadata may hold them, would overflow in what follows.
+    shape = tuple(map(integers.index, shape))
+    n_timepoints, n_channels = integers.index(n_timepoints), integers.index(n_channels)
+    if min(n_timepoints, n_channels) < 1:
+        raise ValueError(f"`n_timepoints` {n_timepoints} and `n_channels` {n_channels} must be at least 1")
+    cutting.check_shape(shape)
+    dtypes = [np.dtype(dtype)] + [np.dtype(np.float32)] * (len(operators) - 1)
     operators = [with_depth(operator, depth, len(shape)) for operator in _checked_order(operators)]
-    for position, operator in enumerate(operators):
-        operator.check(shape, dtype if position == 0 else np.dtype(np.float32))
-    if block_shape is not None and len(block_shape) != len(shape):
-        raise ValueError(f"`block_shape` {tuple(block_shape)} must have one length per axis of {shape}")
-    passes = tuple(
-        _make_pass(group, shape, block_shape, memory_nbytes)
-        for group in _groups(operators, shape, block_shape)
-    )
-    return Plan(passes, n_timepoints, n_channels, np.dtype(dtype))
+    for operator, kind in zip(operators, dtypes, strict=True):
+        operator.check(shape, kind)
+    block_shape = _lengths("block_shape", block_shape, shape)
+    shards = _lengths("shards", shards, shape)
+    passes: list[Pass] = []
+    for group in _groups(operators, shape, block_shape):
+        grid, chunks = _cut(group, shape, block_shape, shards, memory_nbytes, n_timepoints * n_channels)
+        kind = dtypes[0] if not passes else np.dtype(np.float32)
+        passes.append(Pass(tuple(group), kind, grid, chunks, shards, (shape,), is_first=not passes))
+    pyramid = default_pyramid(shape, voxel_size or (1.0,) * len(shape))
+    last_image = max((i for i, p in enumerate(passes) if not p.makes_labels), default=0)
+    for position in range(last_image, len(passes)):
+        passes[position] = replace(passes[position], levels=tuple(level.shape for level in pyramid))
+    return Plan(tuple(passes), n_timepoints, n_channels)
 
 
 def with_depth(operator: Operator, depth: int | Sequence[int] | None, ndim: int) -> Operator:
@@ -231,6 +213,17 @@ def _checked_order(operators: Sequence[Operator]) -> list[Operator]:
     return list(operators)
 
 
+def _lengths(name: str, lengths: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return `lengths` as integers, one per axis and none below 1."""
+    if lengths is None:
+        return None
+    if len(lengths) != len(shape):
+        raise ValueError(f"`{name}` {tuple(lengths)} must have one length per axis of {shape}")
+    if min(lengths) < 1:
+        raise ValueError(f"`{name}` {tuple(lengths)} must be at least 1 on every axis")
+    return tuple(map(integers.index, lengths))
+
+
 def _groups(
     operators: Sequence[Operator], shape: Sequence[int], block_shape: Sequence[int] | None
 ) -> list[list[Operator]]:
@@ -241,7 +234,7 @@ def _groups(
     halo; along an axis that one block spans there is no halo to pay for. Labels have a pass of their own:
     they read the image that the job writes anyway.
     """
-    limit = block_shape or (_MAX_BLOCK[len(shape)] // 2,) * len(shape)
+    limit = block_shape or (cutting.LONGEST_BLOCK[len(shape)] // 2,) * len(shape)
     groups: list[list[Operator]] = []
     for operator in operators:
         joined = [*groups[-1], operator] if groups else [operator]
@@ -254,23 +247,48 @@ def _groups(
     return groups
 
 
-def _make_pass(
+def _cut(
     operators: Sequence[Operator],
     shape: tuple[int, ...],
-    block_shape: Sequence[int] | None,
+    block_shape: tuple[int, ...] | None,
+    shards: tuple[int, ...] | None,
     memory_nbytes: int | None,
-) -> Pass:
-    halo = operators[-1].halo(shape)
-    if block_shape is None:
-        chunks = tuple(min(_CHUNK[len(shape)], n) for n in shape)
-        block_shape = _largest_block(operators, shape, chunks, memory_nbytes)
+    n_planes: int,
+) -> tuple[BlockGrid, tuple[int, ...]]:
+    """Return the blocks and the chunks of a pass."""
+    if shards is not None:
+        unit, chunks = shards, cutting.chunks_of_shards(shards)
+    elif block_shape is None:
+        unit = chunks = tuple(min(CHUNK_LENGTH[len(shape)], n) for n in shape)
     else:
         block_shape = tuple(min(b, n) for b, n in zip(block_shape, shape, strict=True))
-        if min(block_shape) < 1:
-            raise ValueError(f"`block_shape` {block_shape} must be at least 1 on every axis")
-        chunks = tuple(
-            _chunk_length(b, n, _CHUNK[len(shape)]) for b, n in zip(block_shape, shape, strict=True)
+        unit = chunks = cutting.chunks_of_blocks(block_shape, shape)
+    if block_shape is None:
+        block_shape = _default_block(operators, shape, unit, memory_nbytes)
+    cutting.check_count(shape, block_shape, n_planes)
+    _check_align(operators, shape, block_shape)
+    return BlockGrid.regular(shape, block_shape, operators[-1].halo(shape), write_unit=unit), chunks
+
+
+def _default_block(
+    operators: Sequence[Operator], shape: tuple[int, ...], unit: tuple[int, ...], memory_nbytes: int | None
+) -> tuple[int, ...]:
+    """Return the largest block that fits `memory_nbytes`, or the default one."""
+    if memory_nbytes is None:
+        longest = cutting.LONGEST_BLOCK[len(shape)]
+        return cutting.largest_block(operators, shape, unit, MEMORY_NBYTES, longest=longest)
+    block_shape = cutting.largest_block(operators, shape, unit, memory_nbytes, longest=None)
+    peak = peak_nbytes(operators, shape, block_shape)
+    if peak > memory_nbytes:
+        raise ValueError(
+            f"`memory` of {format_nbytes(memory_nbytes)} is too little: a block of {block_shape}, the least that is "
+            f"stored as whole files, takes {format_nbytes(peak)} with its halo; give more, use fewer workers, or a "
+            "smaller `depth`"
         )
+    return block_shape
+
+
+def _check_align(operators: Sequence[Operator], shape: tuple[int, ...], block_shape: tuple[int, ...]) -> None:
     for operator in operators:
         align = operator.halo(shape).align
         for axis, (b, a, n) in enumerate(zip(block_shape, align, shape, strict=True)):
@@ -279,61 +297,3 @@ def _make_pass(
                     f"`block_shape` {b} on axis {axis} is smaller than the pooling grid of {operator.name}; "
                     f"use at least {a}"
                 )
-    grid = BlockGrid.regular(shape, block_shape, halo, write_unit=chunks)
-    if len(grid) > _MAX_BLOCKS:
-        raise ValueError(
-            f"`block_shape` {block_shape} cuts the volume {shape} into {len(grid)} blocks, the limit is "
-            f"{_MAX_BLOCKS}; use larger blocks or a region"
-        )
-    return Pass(tuple(operators), grid, chunks)
-
-
-def _largest_block(
-    operators: Sequence[Operator], shape: tuple[int, ...], chunks: tuple[int, ...], memory_nbytes: int | None
-) -> tuple[int, ...]:
-    """Return the largest multiple of `chunks` whose task fits into `memory_nbytes`; one chunk at least."""
-    best = chunks
-    longest = _MAX_BLOCK[len(shape)] if memory_nbytes is None else max(shape) + _CHUNK[len(shape)]
-    for k in range(1, longest // _CHUNK[len(shape)] + 1):
-        block_shape = tuple(min(k * c, -(-n // c) * c) for c, n in zip(chunks, shape, strict=True))
-        block_shape = tuple(min(b, n) for b, n in zip(block_shape, shape, strict=True))
-        grid = BlockGrid.regular(shape, block_shape, operators[-1].halo(shape))
-        peak = _peak_nbytes(operators, grid.block([n // 2 for n in grid.n_blocks]))
-        if k == 1 and memory_nbytes is not None and peak > memory_nbytes:
-            raise ValueError(
-                f"`memory` of {format_nbytes(memory_nbytes)} is too little: a block of one chunk {chunks} with its "
-                f"halo takes {format_nbytes(peak)}; give more, use fewer workers, or a smaller `depth`"
-            )
-        if k > 1 and peak > (MEMORY_NBYTES if memory_nbytes is None else memory_nbytes):
-            break
-        best = block_shape
-    return best
-
-
-def _peak_nbytes(operators: Sequence[Operator], block: Block) -> int:
-    blocks = chain(operators, block.core, block.volume_shape)
-    return max(o.memory_nbytes(b.read_shape) for o, b in zip(operators, blocks, strict=True))
-
-
-def _chunk_length(block: int, n: int, preferred: int) -> int:
-    """Return a chunk length that divides `block`, unless that one block spans the axis of length `n`.
-
-    The largest divisor up to `preferred`, or `block` itself if that would be tiny (a prime length).
-    """
-    if block >= n:
-        return min(preferred, n)
-    divisor = max(d for d in range(1, min(block, preferred) + 1) if block % d == 0)
-    return divisor if 2 * divisor >= min(block, preferred) else block
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return " x ".join(map(str, numbers))
-
-
-def format_nbytes(n: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"

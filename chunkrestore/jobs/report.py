@@ -49,6 +49,8 @@ class Report:
     """Blocks done in this run, all stages."""
     n_resumed: int = 0
     """Blocks found finished from earlier runs, all stages."""
+    n_retried: int = 0
+    """Failed tries of blocks that were tried again."""
     n_split: int = 0
     """Blocks that did not fit into memory and were done in parts."""
     calibration: dict[str, Any] | None = None
@@ -84,7 +86,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"wrote      {output}" for output in self.outputs]
         resumed = f", {self.n_resumed} found finished" if self.n_resumed else ""
-        lines.append(f"blocks     {self.n_done} done{resumed}")
+        retried = f", {self.n_retried} tries repeated" if self.n_retried else ""
+        lines.append(f"blocks     {self.n_done} done{resumed}{retried}")
         if self.n_split:
             lines.append(
                 f"memory     {self.n_split} blocks did not fit and were done in parts; smaller blocks or fewer workers "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import closing
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,14 +15,19 @@ from dask.utils import parse_bytes
 
 from chunkrestore.backend import free_memory_nbytes, to_device
 from chunkrestore.cluster import Cluster, connect, usable_cores
+from chunkrestore.cluster.allocation import in_allocation
+from chunkrestore.jobs.events import Events
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
-from chunkrestore.jobs.ledger import Ledger, job_folder
+from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
+from chunkrestore.jobs.lock import Lock
 from chunkrestore.jobs.plan import Plan, make_plan, with_depth
-from chunkrestore.jobs.report import Progress, Report
-from chunkrestore.jobs.runner import Runner
+from chunkrestore.jobs.progress import Progress
+from chunkrestore.jobs.report import Report
+from chunkrestore.jobs.request import load_request, save_request
+from chunkrestore.jobs.runner import BlockError, ClusterLostError, Runner, draining, message_of
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
-from chunkrestore.ome_zarr.store import location
+from chunkrestore.ome_zarr.store import location, writable
 from chunkrestore.operators.base import ImageOperator, Operator
 from chunkrestore.operators.calibration import calibrate as find_depth
 
@@ -43,13 +50,14 @@ def plan(
     timepoint: int | Sequence[int] | None = None,
     channel: str | int | Sequence[str | int] | None = None,
     region: Region | None = None,
+    shards: Sequence[int] | None = None,
 ) -> Plan:
     """Return what `run` would do with the same arguments, from metadata alone.
 
     Parameters are those of `run`. Nothing is computed and nothing is written.
     """
     image = _select(source, level, timepoint, channel, region)
-    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", None))
+    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", None), shards)
 
 
 def run(
@@ -71,13 +79,17 @@ def run(
     label_name: str = "labels",
     overwrite: bool = False,
     version: str = "0.5",
+    shards: Sequence[int] | None = None,
+    profile: Store | None = None,
+    work_folder: Store | None = None,
     quiet: bool = False,
 ) -> Report:
     """Apply operators to a stored image, block by block, and write OME-Zarr.
 
     A job that was interrupted goes on where it stopped when `run` is called again with the same arguments
-    (without `overwrite`): only blocks that were in flight are done again, and the result is the same, byte
-    for byte.
+    (without `overwrite`), or by `resume`: only blocks that were in flight are done again, and the result is the
+    same, byte for byte. A block that fails is tried again where that may help, and given up otherwise; the
+    others go on, and the job ends with an error that lists the blocks, its result unpublished.
 
     Parameters
     ----------
@@ -92,10 +104,10 @@ def run(
         operator alone an existing image of the same shape, such as `source` itself, or a new store that
         holds labels only. Like `source`, it must be visible to all workers under the same path.
     cluster
-        A `distributed.Client`, the address of a scheduler, ``"local"``, ``"serial"`` or ``"auto"``; see
-        `chunkrestore.cluster.connect`.
+        A `distributed.Client`, the address of a scheduler, ``"local"``, ``"cuda"``, ``"slurm"``, ``"serial"`` or
+        ``"auto"``, or a profile file; see `chunkrestore.cluster.connect`.
     n_workers
-        Worker processes of a local cluster; one per core by default.
+        Worker processes of a local cluster, one per core by default, or of a batch system.
     block_shape
         Core of a block, voxels per spatial axis; derived from the operators' memory by default.
     depth
@@ -120,6 +132,13 @@ def run(
         nothing is removed.
     version
         OME-Zarr version of a new store, ``"0.5"`` or ``"0.4"``.
+    shards
+        Voxels per spatial axis that are stored as one file; chunks by default. Blocks are cut on shards.
+    profile
+        File that describes a cluster (`chunkrestore.cluster.read_profile`).
+    work_folder
+        Where the journal and scratch data are kept; ``OUTPUT.chunkrestore`` by default, for a URL in the current
+        folder. Workers must see it as well.
     quiet
         Show no progress.
 
@@ -135,51 +154,196 @@ def run(
     ValueError
         If operators, image and parameters do not fit together, an unfinished job was started with others,
         or a voxel is NaN or infinite; nothing was written then.
+    chunkrestore.jobs.lock.LockedError
+        If another driver writes into the same output.
     ConnectionError
         If there is no scheduler at the address, or it goes away (`chunkrestore.jobs.runner.ClusterLostError`).
     chunkrestore.jobs.runner.BlockError
-        If a block fails; the message names it. What is finished is kept.
+        If blocks failed; the message names them. What is finished is kept.
     """
     image = _select(source, level, timepoint, channel, region)
     several = list(operators) if isinstance(operators, Sequence) else [operators]
-    target = Path(location(output))
-    ledger = Ledger(job_folder(target, job_name(several, label_name)))
-    if ledger.complete:
-        ledger.drop_scratch()
-    resuming = ledger.unfinished and not overwrite
-    # What was measured when the job began is not measured again: a resumed job has the same blocks.
-    earlier = ledger.manifest() if resuming else {}
-    nbytes = earlier.get("memory_nbytes") if memory == "free" else None
-    nbytes = nbytes or budget(memory, device, n_workers)
-    calibration = None
-    if calibrate:
-        if depth is not None:
-            raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
-        calibration = earlier.get("calibration") or _calibrated(several, image)
-        several[0] = with_depth(several[0], calibration["depth"], len(image.spatial_shape))
-    made = _plan(several, image, block_shape, depth, nbytes)
-    job = Job(made, image, target, label_name, version, calibration, nbytes)
-    manifest = job.manifest()
-    if resuming:
-        ledger.check(manifest)
+    target = writable(location(output))
+    work = work_folder_of(target, work_folder)
+    folder = work / job_name(several, label_name)
+
+    def prepared() -> Job:
+        """Return the job, or raise if it cannot be done; nothing is touched."""
+        ledger = Ledger(folder)
+        # What was measured when the job began is not measured again: a resumed job has the same blocks.
+        earlier = ledger.manifest() if ledger.unfinished and not overwrite else {}
+        nbytes = earlier.get("memory_nbytes") if memory == "free" else None
+        nbytes = nbytes or budget(memory, device, n_workers)
+        chain, calibration = list(several), None
+        if calibrate:
+            if depth is not None:
+                raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
+            calibration = earlier.get("calibration") or _calibrated(chain, image)
+            chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
+        made = _plan(chain, image, block_shape, depth, nbytes, shards)
+        job = Job(made, image, target, label_name, version, calibration, nbytes)
+        _check(job, ledger, overwrite=overwrite)
+        to_device(np.zeros(0, np.float32), device)  # raises if there is no such device
+        return job
+
+    # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
+    early = None if cluster == "auto" and in_allocation() else prepared()
+    with (
+        connect(cluster, n_workers=n_workers, profile=profile) as client,
+        _locked(work, folder.name) as lock,
+        closing(Ledger(folder, lock.check)) as ledger,
+    ):
+        job = early or prepared()
+        _check(job, ledger, overwrite=overwrite)  # again: another driver may have had the lock in between
+        report = Report(
+            operators=[],
+            plan=job.plan.describe(),
+            outputs=[],
+            versions=versions(),
+            calibration=job.calibration,
+        )
+        stages = Stages(Runner(client), ledger, Progress(quiet=quiet), Events(None), report, device)
+        options = {
+            "block_shape": block_shape,
+            "depth": depth,
+            "calibrate": calibrate,
+            "memory": job.memory_nbytes,
+            "device": device,
+            "label_name": label_name,
+            "version": version,
+            "shards": shards,
+        }
+        _execute(job, stages, partial(save_request, folder, several, image, options), overwrite=overwrite)
+    return report
+
+
+def resume(
+    output: Store,
+    *,
+    job: str | None = None,
+    cluster: Cluster = "auto",
+    n_workers: int | None = None,
+    profile: Store | None = None,
+    work_folder: Store | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Go on with the unfinished job of an output, wherever and however it was begun.
+
+    Parameters
+    ----------
+    output
+        Store that the job writes into.
+    job
+        Its name, ``"image"`` or ``"labels-NAME"``; needed if several are unfinished.
+    cluster, n_workers, profile, work_folder, quiet
+        As for `run`; they may differ from what the job was begun with.
+
+    Raises
+    ------
+    ValueError
+        If there is no unfinished job, or several; or it cannot be begun again without its script.
+    """
+    work = work_folder_of(location(output), work_folder)
+    folder = only_unfinished(work, job)
+    operators, image, options = load_request(folder)
+    return run(
+        operators,
+        image,
+        output,
+        cluster=cluster,
+        n_workers=n_workers,
+        profile=profile,
+        work_folder=work,
+        quiet=quiet,
+        **options,
+    )
+
+
+def retry_failed(
+    output: Store, *, job: str | None = None, work_folder: Store | None = None, **where: Any
+) -> Report:
+    """Try the blocks again that were given up, before all others, and go on if they succeed.
+
+    Parameters
+    ----------
+    output, job, work_folder
+        As for `resume`.
+    **where
+        Its other arguments.
+
+    Raises
+    ------
+    ValueError
+        If no block of the job has failed.
+    """
+    work = work_folder_of(location(output), work_folder)
+    folder = only_unfinished(work, job)
+    if not any(record.failed for record in read_journal(folder / "journal.jsonl").stages.values()):
+        raise ValueError(f"no block of the job in {folder} has failed; `chunkrestore resume` goes on with it")
+    return resume(output, job=job, work_folder=work, **where)
+
+
+def _check(job: Job, ledger: Ledger, *, overwrite: bool) -> None:
+    """Raise unless the job can begin, or is the one that was left unfinished."""
+    if ledger.unfinished and not overwrite:
+        ledger.check(job.manifest())
     else:
         job.check_output(overwrite=overwrite)
-    to_device(np.zeros(0, np.float32), device)  # raises if there is no such device
-    report = Report(
-        operators=[], plan=made.describe(), outputs=[], versions=versions(), calibration=calibration
-    )
-    with connect(cluster, n_workers=n_workers) as client, closing(ledger):
-        stages = Stages(Runner(client), ledger, Progress(quiet=quiet), report, device)
-        if resuming:
-            ledger.begin(manifest)
-        else:
-            numbers = job.numbers(stages, 0, image.source(0))
-            job.operators(0, numbers)  # raises for a constant volume, which cannot be normalised
-            ledger.begin(manifest, anew=True)
-            note_numbers(stages, 0, numbers)
+
+
+def _execute(job: Job, stages: Stages, save: Callable[[], None], *, overwrite: bool) -> None:
+    """Begin a job or go on with it, to its end."""
+    ledger, manifest = stages.ledger, job.manifest()
+    resuming = ledger.unfinished and not overwrite
+    if resuming:
+        ledger.begin(manifest)
+    else:
+        numbers = job.numbers(stages, 0, job.image.source(0))
+        job.operators(0, numbers)  # raises for a constant volume, which cannot be normalised
+        ledger.forget()
+        save()
+        ledger.begin(manifest)
+        note_numbers(stages, 0, numbers)
+    with closing(Events(ledger.folder / "events.jsonl")) as events, _told(events, stages.report, resuming):
+        stages.events = events
         job.execute(stages, overwrite=overwrite or resuming)
-        ledger.finish(report.content())
-    return report
+        ledger.finish(stages.report.content())
+
+
+@contextmanager
+def _told(events: Events, report: Report, resuming: bool) -> Iterator[None]:
+    """Log the beginning and the end of a job, whichever it is."""
+    operators = [operator for work in report.plan["passes"] for operator in work["operators"]]
+    events.emit(
+        "begin",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        resumed=resuming,
+        operators=operators,
+        plan=report.plan,
+        versions=report.versions,
+    )
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and draining.requested:
+            events.emit("drain", reason="asked to stop by a signal")
+        stopped = isinstance(error, KeyboardInterrupt | ClusterLostError)
+        state = "interrupted" if stopped else "failed" if isinstance(error, BlockError) else "error"
+        events.emit("end", state=state, message=message_of(error))
+        raise
+    events.emit("end", state="done")
+
+
+@contextmanager
+def _locked(work: Path, name: str) -> Iterator[Lock]:
+    """Hold the lock of an output; leave no empty folder behind."""
+    try:
+        with Lock(work, name) as lock:
+            yield lock
+    finally:
+        with suppress(OSError):
+            work.rmdir()
 
 
 def budget(memory: int | str | None, device: str, n_workers: int | None) -> int | None:
@@ -220,6 +384,7 @@ def _plan(
     block_shape: Sequence[int] | None,
     depth: int | Sequence[int] | None,
     memory_nbytes: int | None,
+    shards: Sequence[int] | None,
 ) -> Plan:
     several = operators if isinstance(operators, Sequence) else [operators]
     return make_plan(
@@ -231,6 +396,7 @@ def _plan(
         block_shape=block_shape,
         depth=depth,
         memory_nbytes=memory_nbytes,
+        shards=shards,
     )
 
 

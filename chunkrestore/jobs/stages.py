@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,10 +13,11 @@ import numpy as np
 from chunkrestore import statistics
 from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import tasks
-from chunkrestore.jobs.ledger import Item, Ledger
+from chunkrestore.jobs.conductor import Conductor
+from chunkrestore.jobs.ledger import Item
 from chunkrestore.jobs.plan import Pass
-from chunkrestore.jobs.report import Progress, Report, Seam
-from chunkrestore.jobs.runner import Arguments, BlockError, Runner
+from chunkrestore.jobs.report import Seam
+from chunkrestore.jobs.runner import Arguments, BlockError
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, pyramid_blocks
 from chunkrestore.operators.base import ImageOperator, LabelOperator
 from chunkrestore.stitch.resolution import neighbours, resolve
@@ -50,17 +49,9 @@ class Survivors:
 
 
 @dataclass
-class Stages:
-    """Runs stages on a cluster, remembers finished blocks in the ledger and times in the report."""
+class Stages(Conductor):
+    """The stages of a job, in terms of operators and stores."""
 
-    runner: Runner
-    """Where tasks run."""
-    ledger: Ledger
-    """What is done."""
-    progress: Progress
-    """What is shown."""
-    report: Report
-    """What will be told."""
     device: str = "cpu"
     """Where deconvolution runs."""
 
@@ -68,21 +59,6 @@ class Stages:
     def tables(self) -> Path:
         """Folder of the tables that label operators exchange."""
         return self.ledger.folder / "tables"
-
-    def run(
-        self, name: str, items: Sequence[Item], function: Callable[..., Any], arguments: Arguments
-    ) -> dict[Item, Any]:
-        """Run `function` on the items that are not finished yet; return what every item reported."""
-        results = self.ledger.finished(name)
-        todo = [item for item in items if item not in results]
-        self.report.n_resumed += len(results)
-        with self._timed(name), self.progress.stage(name, len(items), len(results)) as advance:
-            for item, payload in self.runner.map(function, todo, arguments):
-                self.ledger.record(name, item, payload)
-                results[item] = payload
-                self.report.n_done += 1
-                advance()
-        return results
 
     def statistics(
         self, source: RegionReader, grid: BlockGrid, planes: Sequence[Plane], needs: frozenset[float | str]
@@ -96,18 +72,16 @@ class Stages:
         NonFiniteError
             If a voxel is NaN or infinite; the message names the block.
         """
-        items = items_of(grid, planes)
+        items = Items(grid, tuple(planes))
 
         def collect(
             name: str, function: Callable[..., Any], arguments: Arguments, add: Any
         ) -> dict[Plane, Any]:
             totals: dict[Plane, Any] = {}
-            with self._timed(name), self.progress.stage(name, len(items)) as advance:
-                for item, part in self.runner.map(function, items, arguments):
-                    # Added as they come: the driver holds one summary per plane, not one per block.
-                    plane = item[0], item[1]
-                    totals[plane] = add([totals[plane], part]) if plane in totals else part
-                    advance()
+            for item, part in self.each(name, items, function, arguments):
+                # Added as they come: the driver holds one summary per plane, not one per block.
+                plane = item[0], item[1]
+                totals[plane] = add([totals[plane], part]) if plane in totals else part
             return totals
 
         try:
@@ -130,14 +104,13 @@ class Stages:
     ) -> dict[Plane, Numbers]:
         """Return `numbers` with what pilot regions of every plane decide for the first operator of a pass."""
         decided = {plane: dict(of_plane) for plane, of_plane in numbers.items()}
-        with self._timed("pilots"), self.progress.stage("pilots", len(decided)) as advance:
-            for (t, c), decision in self.runner.map(
-                tasks.pilot,
-                list(decided),
-                lambda plane: (source, work.operators[0], decided[plane[0], plane[1]], work.grid.shape),
-            ):
-                decided[t, c]["pilot"] = decision
-                advance()
+        for (t, c), decision in self.each(
+            "pilots",
+            list(decided),
+            tasks.pilot,
+            lambda plane: (source, work.operators[0], decided[plane[0], plane[1]], work.grid.shape),
+        ):
+            decided[t, c]["pilot"] = decision
         return decided
 
     def image_pass(
@@ -151,11 +124,11 @@ class Stages:
         """Run the image operators of a pass on every block."""
         done = self.run(
             name,
-            items_of(work.grid, list(operators)),
+            Items(work.grid, tuple(operators)),
             tasks.process,
             lambda item: (source, work.grid, operators[item[0], item[1]], target, self.device),
         )
-        self.report.n_split += sum(n_parts > 1 for n_parts in done.values())
+        self.report.n_split += sum(payload["n_parts"] > 1 for payload in done.values())
 
     def probe_seams(
         self,
@@ -203,13 +176,13 @@ class Stages:
         """Detect, settle and number the objects of all planes; return the reach of each plane."""
         detected = self.run(
             "detect",
-            items_of(work.grid, list(operators)),
+            Items(work.grid, tuple(operators)),
             tasks.detect,
             lambda item: (source, work.grid, operators[item[0], item[1]], self.tables),
         )
         reaches: dict[Plane, int | None] = {}
         for plane, operator in operators.items():
-            own = {item[2:]: detected[item] for item in items_of(work.grid, [plane])}
+            own = {item[2:]: detected[item] for item in Items(work.grid, (plane,))}
             known = [payload["reach"] for payload in own.values() if payload["reach"] is not None]
             reaches[plane] = max(known) if known else None
             if self.ledger.value(_objects(plane)) is None:
@@ -257,7 +230,7 @@ class Stages:
     ) -> None:
         """Give the objects of a plane their ids."""
         present, n_rounds = settled
-        with self._timed("number"):
+        with self.timed("number"):
             tables = {
                 index: tasks.load_table(self.tables, f"survivors-{survivors.n_round}", (*plane, *index))
                 for index, survivors in present.items()
@@ -287,22 +260,31 @@ class Stages:
             plane = item[0], item[1]
             return source, work.grid, operators[plane], self.tables, reaches[plane], target
 
-        self.run("paint", items_of(work.grid, list(operators)), tasks.paint, arguments)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Add the wall time of a stage to the report; numbered stages count as one."""
-        stage, started = name.split("-")[0], time.monotonic()
-        try:
-            yield
-        finally:
-            self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + time.monotonic() - started
+        self.run("paint", Items(work.grid, tuple(operators)), tasks.paint, arguments)
 
 
-def items_of(grid: BlockGrid, planes: Sequence[Plane]) -> list[Item]:
-    """Return one item per plane and block."""
-    indices = list(itertools.product(*(range(n) for n in grid.n_blocks)))
-    return [(*plane, *index) for plane in planes for index in indices]
+@dataclass(frozen=True)
+class Items(Collection[Item]):
+    """One item per plane and block, made as they are asked for: a million of them take no memory."""
+
+    grid: BlockGrid
+    planes: tuple[Plane, ...]
+
+    def __len__(self) -> int:
+        return len(self.planes) * len(self.grid)
+
+    def __iter__(self) -> Iterator[Item]:
+        for plane in self.planes:
+            for index in itertools.product(*(range(n) for n in self.grid.n_blocks)):
+                yield (*plane, *index)
+
+    def __contains__(self, item: object) -> bool:
+        return (
+            isinstance(item, tuple)
+            and item[:2] in self.planes
+            and len(item) == 2 + len(self.grid.n_blocks)
+            and all(0 <= i < n for i, n in zip(item[2:], self.grid.n_blocks, strict=True))
+        )
 
 
 def _objects(plane: Plane) -> str:

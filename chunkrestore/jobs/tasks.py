@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from chunkrestore import statistics
 from chunkrestore.backend import is_out_of_memory, release_memory, to_device, to_numpy
 from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
-from chunkrestore.ome_zarr.pyramid import PyramidBlock, build_block
+from chunkrestore.jobs.phases import computing, phase
+from chunkrestore.ome_zarr.pyramid import PyramidBlock, reduce_block, source_of
 from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
 from chunkrestore.operators.deconvolution import Deconvolution
 from chunkrestore.stitch.resolution import concatenate, neighbours
@@ -52,11 +54,17 @@ def apply_chain(
 ) -> np.ndarray:
     """Run a chain on what its first block reads; return the result on the last block's core.
 
-    Deconvolution runs on `device`, networks where TensorFlow puts them.
+    Deconvolution runs on `device`, networks where TensorFlow puts them: what CuPy's pool holds is given back
+    before, since TensorFlow cannot take it from there.
     """
     for operator, block in zip(operators, blocks, strict=True):
-        here = to_device(image, device) if isinstance(operator, Deconvolution) else to_numpy(image)
+        if isinstance(operator, Deconvolution):
+            here = to_device(image, device)
+        else:
+            here = to_numpy(image)
+            release_memory()
         image = operator(here, block)[block.trim]
+        del here
     return to_numpy(image)
 
 
@@ -80,12 +88,16 @@ def apply_within_memory(
     """
     blocks = chain(operators, core, shape, index)
     try:
-        return apply_chain(operators, blocks, read(blocks[0].read), device), 1
+        with phase("read"):
+            image = read(blocks[0].read)
+        with computing():
+            return apply_chain(operators, blocks, image, device), 1
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         why = str(error) or type(error).__name__
     # Outside the handler: the error's traceback holds the arrays that did not fit.
+    image = None
     release_memory()
     lengths = [s.stop - s.start for s in core]
     axis = int(np.argmax(lengths))
@@ -108,8 +120,11 @@ def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.S
     """Count the voxels of one core; a voxel that is not finite is an error that names the block."""
     t, c, *index = item
     block = grid.block(index)
+    with phase("read"):
+        image = source.read(t, c, block.core)
     try:
-        return statistics.summarize(source.read(t, c, block.core))
+        with computing():
+            return statistics.summarize(image)
     except statistics.NonFiniteError as error:
         stored = dict(zip(source.axes, source.picks, strict=True))
         place = f"time point {stored.get('t', (0,))[t]}, channel {stored.get('c', (0,))[c]}"
@@ -119,7 +134,10 @@ def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.S
 def refine(item: Item, source: RegionReader, grid: BlockGrid, wanted: statistics.Refinement) -> np.ndarray:
     """Count the voxels of one core for the second pass."""
     t, c, *index = item
-    return statistics.refine(source.read(t, c, grid.block(index).core), wanted)
+    with phase("read"):
+        image = source.read(t, c, grid.block(index).core)
+    with computing():
+        return statistics.refine(image, wanted)
 
 
 def pilot(
@@ -131,7 +149,8 @@ def pilot(
 ) -> dict[str, Any]:
     """Let an operator decide for a whole plane, on its pilot regions."""
     t, c = item
-    return operator.pilot(numbers, lambda region: source.read(t, c, region), shape)
+    with computing():
+        return operator.pilot(numbers, lambda region: source.read(t, c, region), shape)
 
 
 def process(
@@ -141,8 +160,11 @@ def process(
     operators: Sequence[ImageOperator],
     target: RegionWriter,
     device: str,
-) -> int:
-    """Run a chain of image operators on one block and write its core; return in how many parts."""
+) -> dict[str, int]:
+    """Run a chain of image operators on one block and write its core.
+
+    Returns the checksum of what was written, and in how many parts it was computed.
+    """
     t, c, *index = item
     block = grid.block(index)
     result, n_parts = apply_within_memory(
@@ -150,8 +172,7 @@ def process(
     )
     if not np.isfinite(result).all():
         raise FloatingPointError(f"{block}: the result holds NaN or infinite voxels")
-    target.write(t, c, block.core, result)
-    return n_parts
+    return _write(item, target, block.core, result) | {"n_parts": n_parts}
 
 
 def probe_seam(
@@ -174,7 +195,10 @@ def probe_seam(
     )
     deeper = [_deepened(operator, grid.shape) for operator in operators]
     blocks = chain(deeper, core, grid.shape)
-    reference = apply_chain(deeper, blocks, source.read(t, c, blocks[0].read), device)
+    with phase("read"):
+        image = source.read(t, c, blocks[0].read)
+    with computing():
+        reference = apply_chain(deeper, blocks, image, device)
     error = written.read(t, c, core).astype(np.float64) - reference
     return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
 
@@ -191,7 +215,10 @@ def detect(
     """Find the objects of one core and keep their table on disk."""
     t, c, *index = item
     block = grid.block(index)
-    table = operator.detect(source.read(t, c, block.read), block)
+    with phase("read"):
+        image = source.read(t, c, block.read)
+    with computing():
+        table = operator.detect(image, block)
     save_table(folder, "detected", item, table)
     return {
         "reach": operator.reach([table]),
@@ -209,8 +236,13 @@ def settle(
 ) -> dict[str, Any]:
     """Decide one block's objects against its neighbours' survivors; `present` tells of which round those are."""
     t, c, *_ = item
-    others = concatenate(load_table(folder, f"survivors-{r}", (t, c, *index)) for index, r in present.items())
-    settled = operator.settle(load_table(folder, "detected", item), others, block)
+    with phase("read"):
+        own = load_table(folder, "detected", item)
+        others = concatenate(
+            load_table(folder, f"survivors-{r}", (t, c, *index)) for index, r in present.items()
+        )
+    with computing():
+        settled = operator.settle(own, others, block)
     return _save_survivors(folder, item, operator.survivors(settled), n_round)
 
 
@@ -222,20 +254,44 @@ def paint(
     folder: Path,
     reach: int | None,
     target: RegionWriter,
-) -> None:
-    """Paint the labels of one core and write them."""
+) -> dict[str, int]:
+    """Paint the labels of one core and write them; return the checksum of what was written."""
     t, c, *index = item
     block = grid.block(index)
     near = [tuple(index)] if reach is None else [tuple(index), *neighbours(grid, tuple(index), reach)]
-    numbered = concatenate(load_table(folder, "numbered", (t, c, *i)) for i in near)
-    image = source.read(t, c, block.read) if operator.paint_reads_image else None
-    labels = operator.paint(image, block, numbered)
-    target.write(t, c, block.core, labels.astype(target.dtype, casting="safe", copy=False))
+    with phase("read"):
+        numbered = concatenate(load_table(folder, "numbered", (t, c, *i)) for i in near)
+        image = source.read(t, c, block.read) if operator.paint_reads_image else None
+    with computing():
+        labels = operator.paint(image, block, numbered)
+    return _write(item, target, block.core, labels.astype(target.dtype, casting="safe", copy=False))
 
 
-def downsample(item: Item, writer: ImageWriter, region: PyramidBlock) -> None:
-    """Compute one region of a pyramid level from the level below."""
-    build_block(writer, region)
+def downsample(item: Item, writer: ImageWriter, region: PyramidBlock) -> dict[str, int]:
+    """Compute one region of a pyramid level from the level below; return the checksum of what was written."""
+    with phase("read"):
+        below = writer.target(region.level - 1).read(region.t, region.c, source_of(writer, region))
+    with computing():
+        reduced = reduce_block(writer, region, below)
+    return _write(item, writer.target(region.level), region.slices, reduced)
+
+
+def checksum(item: Item, written: RegionReader, region: Slices) -> int:
+    """Return the checksum of what is stored in a region."""
+    t, c, *_ = item
+    return _checksum(written.read(t, c, region))
+
+
+def _write(item: Item, target: RegionWriter, region: Slices, array: np.ndarray) -> dict[str, int]:
+    t, c, *_ = item
+    with phase("write"):
+        target.write(t, c, region, array)
+    return {"crc32": _checksum(array)}
+
+
+def _checksum(array: np.ndarray) -> int:
+    """Return the CRC-32 of an array's values, independent of its layout and of the machine's byte order."""
+    return zlib.crc32(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
 
 def save_table(folder: Path, kind: str, item: Item, table: Table) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from chunkrestore.grid import Slices
 from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.limits import check_array, check_lengths, check_names
 from chunkrestore.ome_zarr.metadata import canonical_order, spatial
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class RegionReader:
         return native[tuple(0 if isinstance(i, int) else slice(None) for i in index)]
 
     @classmethod
-    def at(cls, store: str, array_path: str, letters: str) -> Self:
+    def at(cls, store: str, array_path: str, letters: str, *, named: bool = True) -> Self:
         """Return a handle on the array at `array_path` in `store`, from its metadata.
 
         Parameters
@@ -174,14 +175,19 @@ class RegionReader:
             Group and path of the array inside it.
         letters
             Letter of each axis in the order of the stored array.
+        named
+            Whether they come from metadata, which then must not call the axes otherwise.
 
         Raises
         ------
         FileNotFoundError
             If there is no array.
         ValueError
-            If it cannot be opened, is empty, or has another number of axes.
+            If it leaves its group, cannot be opened, is beyond `chunkrestore.ome_zarr.limits`, is empty, or has
+            another number of axes.
         """
+        if array_path:
+            stores.check_place(store, array_path, own=cls._mode != "r")
         name = stores.join(store, array_path)
         node = stores.read_node(name)
         if node is None or node.kind != "array":
@@ -193,6 +199,9 @@ class RegionReader:
             )
         if 0 in array.shape:
             raise ValueError(f"array {name} of shape {array.shape} is empty; there is nothing to process")
+        if named:
+            check_names(node.metadata, letters, name)
+        check_lengths(array.shape, letters, name)
         order = canonical_order(letters)
         return cls(
             store=store,
@@ -275,8 +284,15 @@ class RegionReader:
             region = tuple(
                 slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(index, unit, array.shape, strict=True)
             )
+            # Of a shard, no more than was asked for: all of it may be far larger
+            touching = (
+                slice(max(r.start, _first(s)), min(r.stop, _last(s) + 1))
+                for r, s in zip(region, selection, strict=True)
+            )
             try:
-                array[region]
+                array[tuple(touching)]
+            except OSError:
+                raise
             except Exception as cause:
                 key = array.metadata.encode_chunk_key(index)
                 reason = " ".join(str(cause).split())
@@ -290,18 +306,29 @@ class RegionReader:
 @lru_cache(maxsize=256)
 def _open(store: str, array_path: str, zarr_format: int, digest: str, mode: str) -> zarr.Array[Any]:
     """Open an array once per process; an array with another digest is another array."""
-    import zarr
-
     name = stores.join(store, array_path)
     node = stores.read_node(name)
     if node is None:
         raise FileNotFoundError(f"array {name} does not exist any more")
     if node.digest != digest:
         raise ValueError(f"array {name} has changed since it was opened; open the store again")
+    check_array(node.metadata, zarr_format, name)
+    from chunkrestore.ome_zarr.bounded import open_array
+
     try:
-        return zarr.open_array(name, mode=mode, zarr_format=zarr_format)
+        return open_array(node.metadata, stores.array_store(name), writable=mode != "r")
+    except (ConnectionError, TimeoutError, PermissionError):
+        raise
     except Exception as error:
         raise ValueError(f"array {name} cannot be opened: {' '.join(str(error).split())}") from error
+
+
+def _first(selection: Any) -> int:
+    return int(selection.start if isinstance(selection, slice) else selection.min())
+
+
+def _last(selection: Any) -> int:
+    return int(selection.stop - 1 if isinstance(selection, slice) else selection.max())
 
 
 def region_text(region: Sequence[Any]) -> str:

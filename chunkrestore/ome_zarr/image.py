@@ -13,7 +13,6 @@ import numpy as np
 
 from chunkrestore.grid import Slices
 from chunkrestore.ome_zarr import metadata
-from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.arrays import RegionReader
 from chunkrestore.ome_zarr.channels import pick_channels
 from chunkrestore.ome_zarr.store import Json
@@ -168,9 +167,9 @@ class OmeZarrImage:
         """
         if name not in self.labels:
             raise ValueError(f"label {name!r} does not exist in {self.path}; it has {_listed(self.labels)}")
-        from chunkrestore.ome_zarr.read import open_image
+        from chunkrestore.ome_zarr.read import open_label
 
-        return open_image(stores.join(self.path, "labels", name))
+        return open_label(self.path, name)
 
     def select(
         self,

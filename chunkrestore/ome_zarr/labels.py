@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ def create_labels(
         If parameters do not fit together or to the image in `store`. Nothing is touched then.
     """
     root = stores.location(store)
-    path = stores.join(root, "labels", _check_name(name))
+    path = stores.join(root, stores.check_place(root, f"labels/{_check_name(name)}", own=True))
     image, own_version, n_levels = _surroundings(root)
     storage = Storage(_agreed_version(root, own_version, version), chunks, shards, compression)
     source = image if like is None else open_image(like)
@@ -163,7 +162,9 @@ def open_writer(store: StorePath) -> ImageWriter:
         If there is nothing at `store`, or nothing unfinished.
     """
     path = stores.location(store)
-    is_label = Path(path).parent.name == "labels"
+    is_label = stores.name_of(stores.parent(path)) == "labels"
+    if is_label:
+        stores.check_place(stores.parent(stores.parent(path)), f"labels/{stores.name_of(path)}", own=True)
     return (LabelsWriter if is_label else ImageWriter).reopen(path)
 
 
@@ -235,18 +236,18 @@ def _claim(root: str, path: str, storage: Storage, *, overwrite: bool) -> None:
             )
             raise FileExistsError(f"{path} already holds {what}, or pass overwrite=True (--overwrite)")
         _list_label(path, storage.zarr_format, listed=False)
-        stores.remove_member(root, f"labels/{Path(path).name}")
+        stores.remove_member(root, f"labels/{stores.name_of(path)}")
     if stores.read_node(root) is None:
         stores.write_group(root, storage.zarr_format, {})
 
 
 def _list_label(path: str, zarr_format: int, *, listed: bool) -> None:
     """Add labels to the list in the ``labels`` group around them, or take them off it."""
-    group, name = str(Path(path).parent), Path(path).name
+    group, name = stores.parent(path), stores.name_of(path)
     node = stores.read_node(group)
     version = next(v for v, f in metadata.VERSIONS.items() if f == zarr_format)
     _, ome, others = metadata.split(node, group) if node is not None else (version, {}, {})
-    names = [n for n in label_names(str(Path(group).parent)) if n != name]
+    names = [n for n in label_names(stores.parent(group)) if n != name]
     ome["labels"] = [*names, name] if listed else names
     stores.write_group(group, zarr_format, metadata.unite(ome, others, version))
     refresh_consolidated(group)

@@ -15,10 +15,10 @@ OME-Zarr specification, versions 0.4 and 0.5, https://ngff.openmicroscopy.org.
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Sequence
 
+from chunkrestore.ome_zarr.limits import MAX_LEVELS, short
 from chunkrestore.ome_zarr.store import Json, Node, check_member
 
 Vector = tuple[float, ...]
@@ -36,6 +36,9 @@ OME_KEYS = (
     "multiscales", "omero", "image-label", "labels", "plate", "well", "bioformats2raw.layout", "series",
 )  # fmt: skip
 """Keys of the specification: at the top level of 0.4 attributes, inside ``ome`` in 0.5."""
+
+# Of scales and translations in any unit: two of them and a unit multiply to a number, never to 0 or infinity.
+_LONGEST = 1e100
 
 # Length units of the specification (UDUNITS-2 names) and common abbreviations, in micrometres.
 _MICROMETRES = {
@@ -81,8 +84,8 @@ def split(node: Node, where: str) -> tuple[str, Json, Json]:
         version = ome.pop("version", None) if isinstance(ome, dict) else None
     else:
         ome = {key: attributes.pop(key) for key in OME_KEYS if key in attributes}
-        parts = _as_dicts(
-            [*_as_dicts(ome.get("multiscales")), *(ome.get(k) for k in ("plate", "well", "image-label"))]
+        parts = as_dicts(
+            [*as_dicts(ome.get("multiscales")), *(ome.get(k) for k in ("plate", "well", "image-label"))]
         )
         version = next((p["version"] for p in parts if "version" in p), "0.4")
     if not isinstance(ome, dict):
@@ -101,7 +104,7 @@ def unite(ome: Json, others: Json, version: str) -> Json:
     ome = copy.deepcopy(ome)
     own_versions = [
         part
-        for part in (*_as_dicts(ome.get("multiscales")), ome.get("omero"), ome.get("image-label"))
+        for part in (*as_dicts(ome.get("multiscales")), ome.get("omero"), ome.get("image-label"))
         if isinstance(part, dict)
     ]
     for part in own_versions:
@@ -113,7 +116,8 @@ def unite(ome: Json, others: Json, version: str) -> Json:
     return {**others, **ome}
 
 
-def _as_dicts(value: object) -> list[Json]:
+def as_dicts(value: object) -> list[Json]:
+    """Return the objects in a list, and none if `value` is no list."""
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
@@ -125,10 +129,14 @@ def validate(ome: Json, version: str, where: str) -> Json:
     ValueError
         With the first key that does not conform.
     """
-    multiscales = _as_dicts(ome.get("multiscales"))
-    if not multiscales:
-        raise ValueError(f"{where}: `multiscales` is empty or not a list; the store is damaged")
-    multiscale = multiscales[0]
+    multiscales = ome.get("multiscales")
+    if not isinstance(multiscales, list) or not multiscales or not isinstance(multiscales[0], dict):
+        raise ValueError(f"{where}: `multiscales` is empty or no list of objects; the store is damaged")
+    multiscale: Json = multiscales[0]
+    if len(as_dicts(multiscale.get("datasets"))) > MAX_LEVELS:
+        raise ValueError(
+            f"{where}: `multiscales[0].datasets` lists more than {MAX_LEVELS} levels; no pyramid has"
+        )
     _check_lengths(multiscale, where)
     _check_model(multiscale, version, where)
     for dataset in multiscale["datasets"]:
@@ -141,9 +149,9 @@ def _check_lengths(multiscale: Json, where: str) -> None:
     axes = multiscale.get("axes")
     if not isinstance(axes, list):
         return  # the model names the key
-    owners = [(f"level {d.get('path')!r}", d) for d in _as_dicts(multiscale.get("datasets"))]
+    owners = [(f"level {d.get('path')!r}", d) for d in as_dicts(multiscale.get("datasets"))]
     for owner, holder in [*owners, ("the multiscale", multiscale)]:
-        for transform in _as_dicts(holder.get("coordinateTransformations")):
+        for transform in as_dicts(holder.get("coordinateTransformations")):
             kind = transform.get("type")
             if kind not in ("scale", "translation"):
                 continue
@@ -153,11 +161,11 @@ def _check_lengths(multiscale: Json, where: str) -> None:
             if not isinstance(vector, list) or len(vector) != len(axes):
                 n = len(vector) if isinstance(vector, list) else "no"
                 raise ValueError(f"{where}: {kind} of {owner} has {n} numbers but there are {len(axes)} axes")
-            if not all(isinstance(v, int | float) and math.isfinite(v) for v in vector) or (
-                kind == "scale" and min(vector) <= 0
-            ):
+            least = 1 / _LONGEST if kind == "scale" else -_LONGEST
+            if not all(type(v) in (int, float) and least <= v <= _LONGEST for v in vector):
                 raise ValueError(
-                    f"{where}: {kind} {vector} of {owner} must hold finite numbers, a scale above 0"
+                    f"{where}: {kind} {short(vector)} of {owner} must hold finite numbers, a scale above 0, none "
+                    f"beyond {_LONGEST:g}"
                 )
 
 

@@ -20,6 +20,7 @@ from chunkrestore.grid import BlockGrid, Slices
 from chunkrestore.ome_zarr.layout import region_shape
 
 if TYPE_CHECKING:
+    from chunkrestore.ome_zarr.arrays import RegionReader
     from chunkrestore.ome_zarr.writer import ImageWriter
 
 METHODS = ("mean", "nearest", "mode")
@@ -127,6 +128,11 @@ def pyramid_blocks(writer: ImageWriter, level: int) -> Iterator[PyramidBlock]:
     target = writer.target(level)
     if level == 0:
         raise ValueError("`level` 0 is the full resolution; pyramid levels begin at 1")
+    yield from level_blocks(target, level)
+
+
+def level_blocks(target: RegionReader, level: int) -> Iterator[PyramidBlock]:
+    """Yield the regions that make up `target`, the array of a pyramid's `level`."""
     unit = target.spatial_write_unit
     region = region_shape(target.spatial_shape, unit)
     grid = BlockGrid.regular(target.spatial_shape, region, write_unit=unit)
@@ -138,14 +144,22 @@ def pyramid_blocks(writer: ImageWriter, level: int) -> Iterator[PyramidBlock]:
 
 def build_block(writer: ImageWriter, block: PyramidBlock) -> None:
     """Compute one region of a level from the level below, and write it."""
-    source, target = writer.target(block.level - 1), writer.target(block.level)
+    below = writer.target(block.level - 1).read(block.t, block.c, source_of(writer, block))
+    writer.target(block.level).write(block.t, block.c, block.slices, reduce_block(writer, block, below))
+
+
+def source_of(writer: ImageWriter, block: PyramidBlock) -> Slices:
+    """Return the region of the level below that a region of a level is computed from."""
+    shape = writer.target(block.level - 1).spatial_shape
     factors = writer.factors[block.level]
-    below = tuple(
-        slice(s.start * f, min(s.stop * f, n))
-        for s, f, n in zip(block.slices, factors, source.spatial_shape, strict=True)
+    return tuple(
+        slice(s.start * f, min(s.stop * f, n)) for s, f, n in zip(block.slices, factors, shape, strict=True)
     )
-    reduced = _kernel(writer.method)(source.read(block.t, block.c, below), factors)
-    target.write(block.t, block.c, block.slices, reduced)
+
+
+def reduce_block(writer: ImageWriter, block: PyramidBlock, below: np.ndarray) -> np.ndarray:
+    """Return one region of a level, given what `source_of` it holds."""
+    return _kernel(writer.method)(below, writer.factors[block.level])
 
 
 def build_pyramid(writer: ImageWriter, *, n_threads: int | None = None) -> None:

@@ -58,7 +58,7 @@ def open_image(
     if voxel_size is not None:
         multiscale = metadata.with_voxel_size(multiscale, letters, check_voxel_size(voxel_size, letters))
         ome["multiscales"][0] = multiscale
-    levels = _levels(path, multiscale, letters)
+    levels = _levels(path, multiscale, letters, named=axes is None)
     reader = levels[0].reader
     units = [a.get("unit") for a in multiscale["axes"] if a.get("type") == "space"]
     return OmeZarrImage(
@@ -76,13 +76,37 @@ def open_image(
 
 
 def label_names(path: str) -> tuple[str, ...]:
-    """Return the names that the ``labels`` group inside the group `path` lists."""
-    node = stores.read_node(stores.join(path, "labels"))
+    """Return the names that the ``labels`` group inside the group `path` lists.
+
+    Raises
+    ------
+    ValueError
+        If the group or one of the names leads out of `path`.
+    """
+    stores.check_place(path, "labels")
+    try:
+        node = stores.read_node(stores.join(path, "labels"))
+    except PermissionError:
+        if stores.is_url(path):
+            return ()  # so a bucket that must not be listed answers for what is absent
+        raise
     if node is None or node.kind != "group":
         return ()
     _, ome, _ = metadata.split(node, stores.join(path, "labels"))
     names = ome.get("labels")
-    return tuple(str(n) for n in names) if isinstance(names, list) else ()
+    where = f"{path}: attribute `labels`"
+    return tuple(stores.check_member(n, where) for n in names) if isinstance(names, list) else ()
+
+
+def open_label(path: str, name: str) -> OmeZarrImage:
+    """Open the labels called `name` of the image at `path`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `open_image`, or if they lie elsewhere.
+    """
+    return open_image(stores.join(path, stores.check_place(path, f"labels/{name}")))
 
 
 def check_voxel_size(voxel_size: Sequence[float], letters: str) -> tuple[float, ...]:
@@ -114,15 +138,18 @@ def _letters(multiscale: Json, axes: str | None, path: str) -> str:
     return axes
 
 
-def _levels(path: str, multiscale: Json, letters: str) -> tuple[Level, ...]:
-    """Return the levels with their geometry in micrometres."""
+def _levels(path: str, multiscale: Json, letters: str, *, named: bool) -> tuple[Level, ...]:
+    """Return the levels with their geometry in micrometres; `named` as for `RegionReader.at`."""
     levels = [
-        Level(RegionReader.at(path, entry["path"], letters), *metadata.geometry(multiscale, letters, k, path))
+        Level(
+            RegionReader.at(path, entry["path"], letters, named=named),
+            *metadata.geometry(multiscale, letters, k, path),
+        )
         for k, entry in enumerate(multiscale["datasets"])
     ]
     if len({level.reader.dtype for level in levels}) > 1:
-        named = ", ".join(f"{level.path!r} {level.reader.dtype}" for level in levels)
-        raise ValueError(f"{path}: levels differ in dtype ({named}); write the pyramid again")
+        kinds = ", ".join(f"{level.path!r} {level.reader.dtype}" for level in levels)
+        raise ValueError(f"{path}: levels differ in dtype ({kinds}); write the pyramid again")
     return tuple(levels)
 
 
@@ -133,6 +160,8 @@ def _not_an_image(path: str, node: Node | None) -> Exception:
             f"{path} is a plain zarr array, not an OME-Zarr image; open the group around it, "
             "or pass `axes` with one letter of 'tczyx' per array axis"
         )
+    if stores.is_url(path):
+        return FileNotFoundError(f"{path} holds no zarr metadata; check the URL")
     if not stores.exists(path):
         return FileNotFoundError(f"{path} does not exist; check the path of the store")
     if stores.is_file(path):
@@ -149,14 +178,17 @@ def _no_multiscales(path: str, ome: Json, others: Json) -> ValueError:
             "or write it again with overwrite"
         )
     plate, well, labels = ome.get("plate"), ome.get("well"), ome.get("labels")
-    if isinstance(plate, dict) and plate.get("wells"):
-        return ValueError(f"{path} is a plate; open a field, such as {path}/{plate['wells'][0]['path']}/0")
-    if isinstance(well, dict) and well.get("images"):
-        return ValueError(f"{path} is a well; open a field, such as {path}/{well['images'][0]['path']}")
+    if isinstance(plate, dict) and (wells := metadata.as_dicts(plate.get("wells"))):
+        first = stores.check_member(wells[0].get("path"), f"{path}: `plate.wells[0].path`")
+        return ValueError(f"{path} is a plate; open a field, such as {path}/{first}/0")
+    if isinstance(well, dict) and (images := metadata.as_dicts(well.get("images"))):
+        field = stores.check_member(images[0].get("path"), f"{path}: `well.images[0].path`")
+        return ValueError(f"{path} is a well; open a field, such as {path}/{field}")
     if "bioformats2raw.layout" in ome:
         return ValueError(f"{path} is a collection of images; open one of them, such as {path}/0")
     if isinstance(labels, list):
-        return ValueError(f"{path} is a labels group; open one of its members: {', '.join(map(str, labels))}")
+        named = ", ".join(str(name)[:80] for name in labels[:8])
+        return ValueError(f"{path} is a labels group; open one of its members: {named}")
     if names := label_names(path):
         return ValueError(f"{path} holds labels but no image; open one of {path}/labels/: {', '.join(names)}")
     return ValueError(f"{path} is a plain zarr group, not an OME-Zarr image; convert it first")

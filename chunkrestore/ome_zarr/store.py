@@ -1,8 +1,8 @@
-"""Nodes and keys of a store on the local file system: the one module that touches paths.
+"""Nodes and keys of a store, on the local file system or behind a URL: the one place that knows where things lie.
 
 A *node* is a zarr group or array. Its JSON documents are read and written here as they are, so that keys
-this package does not know survive; only array data goes through zarr-python. A remote file system needs
-another version of this module and nothing else.
+this package does not know survive; only array data goes through zarr-python. What differs between files and
+URLs is in `chunkrestore.ome_zarr.local` and `chunkrestore.ome_zarr.remote`, which offer the same functions.
 """
 
 from __future__ import annotations
@@ -10,17 +10,44 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chunkrestore.ome_zarr import limits, local, remote
+from chunkrestore.ome_zarr.untrusted import is_unlinked, stays_inside
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 Json = dict[str, Any]
 
 PRIVATE_FOLDER = ".chunkrestore"
 """Folder inside a store that jobs may own; never read, written or removed here."""
+
+
+class _Files(Protocol):
+    """What `local` and `remote` have in common."""
+
+    def join(self, folder: str, *parts: str) -> str: ...
+    def parents(self, path: str) -> list[str]: ...
+    def same(self, first: str, second: str) -> bool: ...
+    def read(self, path: str) -> bytes | None: ...
+    def write(self, path: str, content: bytes) -> None: ...
+    def remove(self, paths: Sequence[str]) -> None: ...
+    def remove_tree(self, folder: str) -> None: ...
+    def names(self, folder: str) -> list[str] | None: ...
+    def is_file(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool: ...
+    def stamp(self, path: str) -> int | str | None: ...
+    def free_nbytes(self, path: str) -> int | None: ...
+    def clean_partial(self, folder: str) -> int: ...
+    def array_store(self, folder: str) -> Store: ...
+
+
+def _files(path: str) -> _Files:
+    return remote if is_url(path) else local
 
 
 @dataclass(frozen=True)
@@ -43,36 +70,105 @@ class Node:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is a URL rather than a path of the file system."""
+    return "://" in os.fspath(path)
+
+
 def location(store: str | os.PathLike[str]) -> str:
-    """Return the absolute path of `store` as a string.
+    """Return the absolute path of `store`, or its URL without a final slash, as a string.
 
     Raises
     ------
     ValueError
-        If `store` is a URL.
+        If `store` is a URL that cannot be opened, or that carries a password or a query.
     """
     text = os.fspath(store)
-    if "://" in text:
-        raise ValueError(f"`store` {text!r} is a URL; only local paths can be opened, mount or copy it first")
-    return str(Path(text).expanduser().absolute())
+    return remote.location(text) if is_url(text) else str(Path(text).expanduser().absolute())
+
+
+def writable(store: str) -> str:
+    """Return `store` if its kind can be written; nothing is looked up.
+
+    Raises
+    ------
+    ValueError
+        If it is a URL that can only be read.
+    """
+    return remote.writable(store) if is_url(store) else store
 
 
 def join(store: str, *parts: str) -> str:
-    """Return the path of a node inside `store`."""
-    return str(Path(store, *(p for p in parts if p)))
+    """Return the path or URL of a node inside `store`."""
+    return _files(store).join(store, *parts)
+
+
+def parent(path: str) -> str:
+    """Return the folder around `path`; of a root, the root itself."""
+    return next(iter(_files(path).parents(path)), path)
+
+
+def name_of(path: str) -> str:
+    """Return the last component of a path or URL."""
+    return PurePosixPath(path).name
 
 
 def check_member(path: object, where: str) -> str:
-    """Return `path`, a member of the group `where`, if it stays inside that group.
+    """Return `path`, a member of the group `where`, if it names something inside that group.
 
     Raises
     ------
     ValueError
-        If it is empty, absolute, or contains ``..``.
+        If it is empty, absolute, a URL, longer than file systems allow, or contains ``..``, a backslash or
+        characters that cannot be printed.
     """
-    parts = PurePosixPath(str(path)).parts
-    if not isinstance(path, str) or not parts or path.startswith("/") or ".." in parts or "\\" in path:
-        raise ValueError(f"{where}: member path {path!r} leaves its group; it must be relative, without '..'")
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    is_plain = isinstance(path, str) and path.isprintable() and "\\" not in path and "://" not in path
+    is_local = parts and not PurePosixPath(*parts).is_absolute() and not PureWindowsPath(*parts).drive
+    if not (is_plain and is_local and ".." not in parts and max(len(p.encode()) for p in parts) < 256):
+        raise ValueError(
+            f"{where}: member path {limits.short(path)} leaves its group or is none; it must be relative, in "
+            "printable characters, without '..'"
+        )
+    return str(path)
+
+
+def check_place(folder: str, member: object, *, own: bool = False) -> str:
+    """Return `member` if it lies inside the group at `folder` on disk as well as by its name.
+
+    Parameters
+    ----------
+    folder
+        Path or URL of the group, which may be a link itself.
+    member
+        Relative path.
+    own
+        Whether `member` is to be written or removed, so that no link may lie on the way to it.
+
+    Raises
+    ------
+    ValueError
+        If a link leads out of the group, or anywhere with `own`.
+    """
+    path = check_member(member, folder)
+    if not is_url(folder) and not (is_unlinked if own else stays_inside)(folder, path):
+        where = "elsewhere, and nothing is written or removed behind a link" if own else "out of its group"
+        raise ValueError(f"{join(folder, path)} leads {where}; replace the link by what it stands for")
+    return path
+
+
+def check_removable(member: object, folder: str) -> str:
+    """Return `member` of the group at `folder` if it may be removed: it may be a link, but not lie behind one.
+
+    Raises
+    ------
+    ValueError
+        If it leaves the group, or a link lies on the way to it.
+    """
+    path = check_member(member, folder)
+    around = path.rpartition("/")[0]
+    if around:
+        check_place(folder, around, own=True)
     return path
 
 
@@ -82,43 +178,48 @@ def read_json(folder: str, key: str) -> Json | None:
     Raises
     ------
     ValueError
-        If the file is not a JSON object.
+        If the file is not a JSON object, or larger or deeper than metadata can be.
+    PermissionError, ConnectionError, TimeoutError
+        If it cannot be read.
     """
-    path = Path(folder, key)
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    path = join(folder, key)
+    text = _files(folder).read(path)
+    if text is None:
         return None
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the store") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} holds no JSON object; restore it from a copy of the store")
-    return document
+    return limits.parse_document(text, path)
 
 
 def write_json(folder: str, key: str, document: Mapping[str, Any]) -> None:
     """Write a JSON document; a reader sees the old one or the new one, never a part."""
-    text = json.dumps(document, indent=2)
-    path = Path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _files(folder).write(join(folder, key), json.dumps(document, indent=2).encode())
 
 
 def read_node(folder: str) -> Node | None:
-    """Return the zarr group or array at `folder`, or None if there is none."""
-    if (document := read_json(folder, "zarr.json")) is not None:
-        attributes = document.pop("attributes", {})
-        return Node(3, str(document.get("node_type")), attributes, document)
-    for key, kind in ((".zarray", "array"), (".zgroup", "group")):
-        if (document := read_json(folder, key)) is not None:
+    """Return the zarr group or array at `folder`, or None if there is none.
+
+    Raises
+    ------
+    PermissionError
+        If nothing may be read there. A bucket that must not be listed also answers so for what is absent,
+        so a refused document counts as absent as long as another one of the node can be read.
+    """
+    refused: PermissionError | None = None
+    for key, kind in (("zarr.json", ""), (".zarray", "array"), (".zgroup", "group")):
+        try:
+            document = read_json(folder, key)
+        except PermissionError as error:
+            refused = error
+            continue
+        if document is None:
+            continue
+        if kind:
             return Node(2, kind, read_json(folder, ".zattrs") or {}, document)
+        attributes = document.pop("attributes", {})
+        if not isinstance(attributes, dict):
+            raise ValueError(f"{join(folder, key)}: `attributes` are no object; restore it from a copy")
+        return Node(3, str(document.get("node_type")), attributes, document)
+    if refused is not None:
+        raise refused
     return None
 
 
@@ -129,7 +230,7 @@ def write_group(folder: str, zarr_format: int, attributes: Mapping[str, Any]) ->
         document.pop("consolidated_metadata", None)
         write_json(folder, "zarr.json", {**document, "attributes": attributes})
         return
-    Path(folder, ".zmetadata").unlink(missing_ok=True)
+    remove_keys(folder, [".zmetadata"])
     if read_json(folder, ".zgroup") is None:
         write_json(folder, ".zgroup", {"zarr_format": 2})
     write_json(folder, ".zattrs", attributes)
@@ -137,24 +238,28 @@ def write_group(folder: str, zarr_format: int, attributes: Mapping[str, Any]) ->
 
 def forget_group(folder: str) -> None:
     """Remove the documents of the group at `folder`, of either zarr format, but none of its members."""
-    for key in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata"):
-        Path(folder, key).unlink(missing_ok=True)
+    remove_keys(folder, ["zarr.json", ".zgroup", ".zattrs", ".zmetadata"])
 
 
 def is_consolidated(folder: str) -> bool:
     """Return whether the group at `folder` carries a consolidated copy of its members' metadata."""
     document = read_json(folder, "zarr.json") or {}
-    return bool(document.get("consolidated_metadata")) or Path(folder, ".zmetadata").is_file()
+    return bool(document.get("consolidated_metadata")) or is_file(join(folder, ".zmetadata"))
 
 
 def enclosing_groups(folder: str) -> list[str]:
     """Return the zarr groups around `folder`, innermost first, without itself."""
     groups = []
-    for parent in Path(folder).parents:
-        node = read_node(str(parent))
+    for around in _files(folder).parents(folder):
+        try:
+            node = read_node(around)
+        except PermissionError:
+            if is_url(folder):
+                break  # credentials are often good for one prefix of a bucket alone
+            raise
         if node is None or node.kind != "group":
             break
-        groups.append(str(parent))
+        groups.append(around)
     return groups
 
 
@@ -165,57 +270,75 @@ def contents(folder: str) -> list[str] | None:
     ------
     FileExistsError
         If `folder` is a file.
+    ValueError
+        If it is an HTTP(S) URL: what is not to be written needs no listing.
     """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{folder} is a file; give the path of a new store")
-    return sorted(p.name for p in path.iterdir() if p.name != PRIVATE_FOLDER) if path.exists() else None
+    names = _files(folder).names(folder)
+    return names if names is None else [name for name in names if name != PRIVATE_FOLDER]
+
+
+def is_free(path: str) -> bool:
+    """Return whether nothing lies at `path`, or an empty folder.
+
+    Raises
+    ------
+    ValueError
+        If it is an HTTP(S) URL, where nothing can be written.
+    """
+    return not is_file(path) and not _files(path).names(path)
 
 
 def is_file(path: str) -> bool:
-    """Return whether a plain file lies at `path`."""
-    return Path(path).is_file()
+    """Return whether a plain file, or an object of a bucket, lies at `path`."""
+    return _files(path).is_file(path)
 
 
 def exists(path: str) -> bool:
     """Return whether anything lies at `path`."""
-    return Path(path).exists()
+    return _files(path).exists(path)
 
 
-def stamp(folder: str) -> int | None:
-    """Return when the documents of the array at `folder` were written, in nanoseconds."""
-    paths = (Path(folder, key) for key in ("zarr.json", ".zarray"))
-    return next((p.stat().st_mtime_ns for p in paths if p.exists()), None)
+def stamp(folder: str) -> int | str | None:
+    """Return what changes whenever the documents of the array at `folder` are written."""
+    stamps = (_files(folder).stamp(join(folder, key)) for key in ("zarr.json", ".zarray"))
+    return next((s for s in stamps if s is not None), None)
 
 
 def same(first: str, second: str) -> bool:
     """Return whether two locations are the same place."""
-    return Path(first).resolve() == Path(second).resolve()
+    return is_url(first) == is_url(second) and _files(first).same(first, second)
+
+
+def free_nbytes(path: str) -> int | None:
+    """Return the free bytes of the file system that holds, or will hold, `path`; None for a URL."""
+    return _files(path).free_nbytes(path)
 
 
 def remove_member(folder: str, member: str) -> None:
-    """Remove an array or group inside the group at `folder`, with everything in it."""
-    target = Path(folder, check_member(member, folder))
-    if target.is_symlink():
-        target.unlink()
-    elif target.exists():
-        shutil.rmtree(target)
+    """Remove an array or group inside the group at `folder`, with everything in it; of a link, the link alone.
+
+    Raises
+    ------
+    ValueError
+        If a link lies on the way to it.
+    """
+    _files(folder).remove_tree(join(folder, check_removable(member, folder)))
 
 
 def remove_keys(folder: str, keys: Sequence[str]) -> None:
-    """Remove single files, such as chunks or shards; absent ones are fine."""
-    for key in keys:
-        Path(folder, key).unlink(missing_ok=True)
+    """Remove single files; absent ones are fine."""
+    _files(folder).remove([join(folder, key) for key in keys])
 
 
 def clean_partial(store: str | os.PathLike[str]) -> int:
     """Remove what writers that were killed left behind (``*.partial``), and return how many files.
 
-    Call it only while nobody writes to `store`.
+    Call it only while nobody writes to `store`. Object storage never shows a part of an object.
     """
-    n_removed = 0
-    for path in Path(location(store)).rglob("*.partial"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
-            n_removed += 1
-    return n_removed
+    path = location(store)
+    return _files(path).clean_partial(path)
+
+
+def array_store(folder: str) -> Store:
+    """Return the zarr store whose root is the node at `folder`."""
+    return _files(folder).array_store(folder)

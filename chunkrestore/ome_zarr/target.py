@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from chunkrestore.grid import Slices
-from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.arrays import RegionReader, region_text
 
 
@@ -23,8 +20,8 @@ class RegionWriter(RegionReader):
     def write(self, t: int, c: int, slices: Slices, array: np.ndarray) -> None:
         """Write one region of one time point and channel, replacing whatever was stored there.
 
-        The old chunk files are removed first: a damaged shard could not be overwritten otherwise, and
-        nothing is ever read back.
+        Nothing is read back, so a damaged chunk or shard is replaced like any other, and each of them at once:
+        a reader sees the old one or the new one.
 
         Parameters
         ----------
@@ -40,7 +37,11 @@ class RegionWriter(RegionReader):
         ------
         ValueError
             If the region, shape or dtype does not fit.
+        OSError
+            If it cannot be written; `ConnectionError` and `TimeoutError` if trying again can help.
         """
+        from chunkrestore.ome_zarr.chunk_store import replacing
+
         region = self._region(t, c, slices)
         self._check_borders(slices)
         shape = tuple(s.stop - s.start for s in slices)
@@ -50,13 +51,8 @@ class RegionWriter(RegionReader):
             raise ValueError(
                 f"`array` of {array.dtype} would lose values in {self.name} of {self.dtype}; cast it"
             )
-        target = self.open()
-        units = (
-            range(s.start // u, math.ceil(s.stop / u)) for s, u in zip(region, self.write_unit, strict=True)
-        )
-        keys = [target.metadata.encode_chunk_key(index) for index in itertools.product(*units)]
-        stores.remove_keys(self.name, keys)
-        target[region] = array.reshape(tuple(s.stop - s.start for s in region))
+        with replacing(self.open()) as target:
+            target[region] = array.reshape(tuple(s.stop - s.start for s in region))
 
     def _check_borders(self, slices: Slices) -> None:
         for axis, s, unit, n in zip(

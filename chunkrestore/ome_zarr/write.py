@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from chunkrestore.ome_zarr import metadata
@@ -22,7 +21,7 @@ from chunkrestore.ome_zarr.fill import fill
 from chunkrestore.ome_zarr.image import OmeZarrImage
 from chunkrestore.ome_zarr.layout import LevelPlan, default_pyramid, level_chunks
 from chunkrestore.ome_zarr.pyramid import build_pyramid
-from chunkrestore.ome_zarr.read import label_names, open_image
+from chunkrestore.ome_zarr.read import label_names, open_image, open_label
 from chunkrestore.ome_zarr.store import Json
 from chunkrestore.ome_zarr.writer import ImageWriter, Storage, mark_unfinished, unfinished_state
 
@@ -92,7 +91,7 @@ def create_image(
     letters = choose_axes(axes, lengths, source)
     free = "" if channels is None else "c"
     multiscale = derive_multiscale(
-        letters, lengths, like=source, voxel_size=voxel_size, name=Path(path).name, ignore=free
+        letters, lengths, like=source, voxel_size=voxel_size, name=stores.name_of(path), ignore=free
     )
     plans = plan_levels(multiscale, letters, lengths, levels)
     level_chunks(plans[0].shape, chunks, shards)
@@ -171,9 +170,17 @@ def _claim(path: str, storage: Storage, plans: Sequence[LevelPlan], *, overwrite
 
 
 def _remove_levels(path: str, old_format: int, ome: Json, state: Any, storage: Storage) -> None:
-    """Remove the arrays of an image; until they are gone, the group is marked as unfinished."""
-    datasets = [d["path"] for m in ome.get("multiscales", []) for d in m.get("datasets", [])]
-    members = [stores.check_member(m, path) for m in (datasets or (state or {}).get("levels", []))]
+    """Remove the arrays of an image; until they are gone, the group is marked as unfinished.
+
+    Raises
+    ------
+    ValueError
+        Before anything is touched, if a level is no array or lies behind a link.
+    """
+    multiscales = metadata.as_dicts(ome.get("multiscales"))
+    datasets = [d.get("path") for m in multiscales for d in metadata.as_dicts(m.get("datasets"))]
+    planned = state.get("levels") if isinstance(state, dict) else None
+    members = [_check_level(m, path) for m in datasets or (planned if isinstance(planned, list) else [])]
     mark_unfinished(path, old_format, {"state": "creating", "levels": members})
     for member in members:
         stores.remove_member(path, member)
@@ -181,11 +188,24 @@ def _remove_levels(path: str, old_format: int, ome: Json, state: Any, storage: S
         stores.forget_group(path)
 
 
+def _check_level(member: object, path: str) -> str:
+    """Return the path of an array that an image may remove; its labels and what jobs keep are not among them."""
+    level = stores.check_removable(member, path)
+    node = stores.read_node(stores.join(path, level))
+    if level.split("/")[0] in ("labels", stores.PRIVATE_FOLDER) or (
+        node is not None and node.kind != "array"
+    ):
+        raise ValueError(
+            f"{path} lists {level!r} as a level, which is no array of the image; it is not removed"
+        )
+    return level
+
+
 def _check_labels_fit(path: str, old_format: int, storage: Storage, plans: Sequence[LevelPlan]) -> None:
     """Raise if labels beside the image would not belong to the new one."""
     shape = plans[0].shape
     for name in label_names(path):
-        labels = open_image(stores.join(path, "labels", name))
+        labels = open_label(path, name)
         fits = labels.spatial_shape == shape and len(labels.levels) == len(plans)
         if not fits or old_format != storage.zarr_format:
             raise ValueError(

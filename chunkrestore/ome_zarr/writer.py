@@ -17,6 +17,7 @@ from chunkrestore.ome_zarr import metadata
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.channels import fill_windows
 from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks
+from chunkrestore.ome_zarr.limits import short
 from chunkrestore.ome_zarr.metadata import OWN_KEY
 from chunkrestore.ome_zarr.store import Json
 from chunkrestore.ome_zarr.target import RegionWriter
@@ -143,6 +144,8 @@ class ImageWriter:
         ome, others = document
         multiscale = ome["multiscales"][0]
         paths = [entry["path"] for entry in multiscale["datasets"]]
+        for member in paths:
+            stores.check_place(path, member, own=True)
         mark_unfinished(path, storage.zarr_format, {"state": "creating", "levels": paths})
         lead = tuple(shape[: len(shape) - len(plans[0].shape)])
         for member, plan in zip(paths, plans, strict=True):
@@ -182,7 +185,7 @@ class ImageWriter:
         FileNotFoundError
             If there is no group.
         ValueError
-            If it is finished, or its creation was interrupted.
+            If it is finished, its creation was interrupted, or its record is damaged.
         """
         state = unfinished_state(path)
         if state is None and stores.read_node(path) is None:
@@ -191,7 +194,13 @@ class ImageWriter:
             raise ValueError(f"{path} is not unfinished; there is nothing to resume")
         if state["state"] != "writing":
             raise ValueError(f"{path} was interrupted while it was created; create it again with overwrite")
-        return cls._from_state(path, state)
+        try:
+            return cls._from_state(path, state)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{path}: what it was to become is damaged ({type(error).__name__}: {short(str(error))}); create it "
+                "again with overwrite"
+            ) from None
 
 
 def unfinished_state(path: str) -> Json | None:
@@ -217,7 +226,7 @@ def refresh_consolidated(path: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidation is not yet part of zarr v3; it was there before us
         for group in consolidated:
-            zarr.consolidate_metadata(group)
+            zarr.consolidate_metadata(stores.array_store(group))
 
 
 def _create_array(
@@ -248,7 +257,7 @@ def _create_array(
         )
         options = {"dimension_names": names, "shards": None if shards is None else (*ones, *shards)}
     zarr.create_array(
-        path,
+        stores.array_store(path),
         shape=(*lead, *shape),
         chunks=(*ones, *chunks),
         dtype=dtype.newbyteorder("<"),

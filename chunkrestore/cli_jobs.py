@@ -1,0 +1,123 @@
+"""The verbs for jobs that run, have stopped, or are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_WORK_FOLDER = click.option("--work-folder", help="Where the journal is; default OUT.chunkrestore.")
+
+CLUSTER_OPTIONS = (
+    click.option(
+        "--cluster",
+        default="auto",
+        show_default=True,
+        help="auto, local, cuda, slurm, serial, a profile, or a scheduler's address or file.",
+    ),
+    click.option("--profile", help="YAML file that describes the cluster."),
+    click.option(
+        "--workers",
+        "n_workers",
+        type=click.IntRange(1),
+        help="Worker processes; default one per core.",
+    ),
+)
+
+
+def _on_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where work runs."""
+    for option in reversed((_WORK_FOLDER, *CLUSTER_OPTIONS)):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@_WORK_FOLDER
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(output: str, work_folder: str | None, as_json: bool) -> None:
+    """Tell how far the jobs of an output are, from their files alone."""
+    from chunkrestore.jobs.status import status as of_output
+
+    found = of_output(output, work_folder=work_folder)
+    text = (
+        json.dumps([job.describe() for job in found], indent=1) if as_json else "\n\n".join(map(str, found))
+    )
+    click.echo(text)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--job", help="image or labels-NAME, if several jobs are unfinished.")
+@_on_cluster
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors.")
+def resume(output: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Go on with an unfinished job, without the command that began it."""
+    from chunkrestore.jobs.run import resume as go_on
+
+    report = go_on(output, quiet=quiet, **options)
+    if not quiet:
+        click.echo(str(report))
+
+
+@click.command("retry-failed")
+@click.argument("output", metavar="OUT")
+@click.option("--job", help="image or labels-NAME, if several jobs are unfinished.")
+@_on_cluster
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors.")
+def retry_failed(output: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Try the blocks again that were given up, first of all, and go on if they succeed."""
+    from chunkrestore.jobs.run import retry_failed as try_again
+
+    report = try_again(output, quiet=quiet, **options)
+    if not quiet:
+        click.echo(str(report))
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@_on_cluster
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def verify(context: click.Context, output: str, quiet: bool, **options: Any) -> None:
+    """Read all that jobs have written, and compare it with their checksums; exit 1 if anything differs."""
+    from chunkrestore.jobs.verify import verify as check
+
+    found = check(output, quiet=quiet, **options)
+    if not quiet:
+        click.echo("\n".join(map(str, found)))
+    if not all(job.ok for job in found):
+        context.exit(1)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@_WORK_FOLDER
+@click.option("--job", help="image or labels-NAME, if there are several.")
+def report(output: str, work_folder: str | None, job: str | None) -> None:
+    """Write a report of a job as one HTML page: what was done, how fast, what failed, how it looks."""
+    from chunkrestore.jobs.html import write_report
+
+    for path in write_report(output, job=job, work_folder=work_folder):
+        click.echo(f"wrote      {path}")
+
+
+@click.command()
+@click.argument("output", metavar="[OUT]", required=False)
+@click.pass_context
+def doctor(context: click.Context, output: str | None) -> None:
+    """Check drivers, packages, memory and disk, and say what to install; exit 1 if something is wrong."""
+    from chunkrestore.doctor import examine, table
+
+    findings = examine(output)
+    click.echo(table(findings))
+    if any(finding.state == "problem" for finding in findings):
+        context.exit(1)
+
+
+COMMANDS = (status, resume, retry_failed, verify, report, doctor)

@@ -1,0 +1,63 @@
+"""Files and paths that somebody else wrote: reading a bounded part, and telling where links lead.
+
+A store's own path may be a link, and single files may be (git-annex keeps every file of a data set that way):
+they are only ever read, or replaced as links. Folders inside a store must not lead out of it, and nothing is
+written or removed behind any link inside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+
+def read_part(path: str, start: int, nbytes: int) -> bytes | None:
+    """Return up to `nbytes` of a file, or None if there is none.
+
+    Parameters
+    ----------
+    path
+        May be anything: what is no regular file is not waited for.
+    start
+        First byte; a negative number counts from the end, and stops at the beginning.
+    nbytes
+        A smaller file is read to its end.
+
+    Raises
+    ------
+    ValueError
+        If `path` is a device, a pipe, a socket, or a link to itself.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path} is a device, pipe or socket; only files are read")
+            if start:
+                file.seek(max(0, start + status.st_size) if start < 0 else start)
+            # The size is asked for because a buffer of all of `nbytes` is made before the first byte is read
+            return file.read(max(0, min(nbytes, status.st_size - file.tell())))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link to itself, a socket
+            raise ValueError(f"{path} cannot be read: {error.strerror}; only files are read") from None
+        raise
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A named pipe would wait for its writer forever. Windows has no such flag and no such files.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def stays_inside(folder: str, member: str) -> bool:
+    """Return whether `member` of `folder` lies in it, all links followed."""
+    root = os.path.realpath(folder)
+    return os.path.realpath(os.path.join(root, member)).startswith(os.path.join(root, ""))
+
+
+def is_unlinked(folder: str, member: str) -> bool:
+    """Return whether there is no link on the way from `folder` to its `member`, itself included."""
+    root = os.path.realpath(folder)
+    return os.path.realpath(os.path.join(root, member)) == os.path.normpath(os.path.join(root, member))
