@@ -16,7 +16,7 @@ import zarr
 
 import chunkrestore as cr
 from chunkrestore.cli import main
-from chunkrestore.jobs.runner import BlockError, ClusterLostError
+from chunkrestore.jobs.runner import BlockError, ClusterLostError, Failed
 from chunkrestore.psf import gaussian
 
 SHAPE = (16, 24, 20)
@@ -119,15 +119,15 @@ def a_plain_folder():
     return ["info", "in.zarr"]
 
 
-@refused("is a URL; only local paths")
+@refused("cannot be opened; use a path or a URL that begins with")
 def a_url_as_input():
-    return ["segment", "s3://bucket/in.zarr", "out.zarr", "--method", "threshold"]
+    return ["segment", "ftp://host/in.zarr", "out.zarr", "--method", "threshold"]
 
 
-@refused("is a URL; only local paths")
+@refused("web servers are read only; use s3:// or a path")
 def a_url_as_output():
     write()
-    return ["segment", "in.zarr", "s3://bucket/out.zarr", "--method", "threshold"]
+    return ["segment", "in.zarr", "https://host/out.zarr", "--method", "threshold"]
 
 
 @refused("in.zarr.*ax[ei]s")
@@ -470,7 +470,7 @@ def test_a_failure_is_explained_at_length_when_asked(command):
         (ClusterLostError("the scheduler is gone"), 75),
         (ConnectionError("no scheduler"), 2),
         (ImportError("run pip"), 2),
-        (BlockError("block"), 1),
+        (BlockError([Failed((0, 0, 1), "data", "bad", ValueError())], 4), 1),
         (MemoryError(), 1),
         (PermissionError("out.zarr"), 1),
     ],

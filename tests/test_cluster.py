@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 import chunkrestore as cr
-from chunkrestore.cluster import connect, usable_cores, worker_environment
-from chunkrestore.jobs.runner import BlockError, ClusterLostError, Runner
+from chunkrestore.cluster import THREADS_PER_WORKER, connect, usable_cores, worker_environment
+from chunkrestore.jobs import phases
+from chunkrestore.jobs.causes import RetryPolicy
+from chunkrestore.jobs.runner import ClusterLostError, Failed, Finished, Retried, Runner
 from chunkrestore.psf import gaussian
 
 ITEMS = [(0, 0, i) for i in range(12)]
@@ -81,13 +83,32 @@ def test_workers_have_the_environment_that_libraries_read_when_they_are_imported
     assert worker_environment(3)["OMP_NUM_THREADS"] == "3"
 
 
-def test_workers_run_one_task_at_a_time(client):
-    assert sorted(client.nthreads().values()) == [1, 1]
+def results_of(happenings):
+    return {h.item: h.outcome.result for h in happenings if isinstance(h, Finished)}
+
+
+def compute_together(item, folder):
+    """Leave a file while computing, and return how many others did the same in this process."""
+    with phases.computing():
+        mine = folder / f"{os.getpid()}-{item[2]}"
+        mine.touch()
+        n_computing = len(list(folder.glob(f"{os.getpid()}-*")))
+        time.sleep(0.01)
+        mine.unlink()
+    return n_computing
+
+
+def test_workers_compute_one_block_at_a_time_and_read_and_write_others_meanwhile(client, tmp_path):
+    assert sorted(client.nthreads().values()) == [THREADS_PER_WORKER] * 2
+    happenings = list(Runner(client).map(compute_together, ITEMS, lambda _: (tmp_path,)))
+    assert set(results_of(happenings).values()) == {1}
+    assert all(set(h.outcome.seconds) == {"compute"} for h in happenings)
+    assert any(h.outcome.total > h.outcome.seconds["compute"] + 0.005 for h in happenings)
 
 
 def test_every_item_is_run_once_on_the_cluster(client, tmp_path):
-    results = dict(Runner(client).map(mark, ITEMS, lambda _: (tmp_path,)))
-    assert results == {item: item[2] for item in ITEMS}
+    happenings = list(Runner(client).map(mark, ITEMS, lambda _: (tmp_path,)))
+    assert results_of(happenings) == {item: item[2] for item in ITEMS}
     assert {path.read_text() for path in tmp_path.iterdir()} == {"x"}
     assert len(list(tmp_path.iterdir())) == len(ITEMS)
 
@@ -103,8 +124,8 @@ def test_tasks_in_flight_are_bounded_and_results_are_not_held(client):
     n_done = 0
     for _ in Runner(client).map(pow_item, items, arguments):
         n_done += 1
-        assert len(asked) <= n_done + 3 * 2
-        assert len(client.futures) <= 3 * 2 + 1
+        assert len(asked) <= n_done + 2 * THREADS_PER_WORKER * 2
+        assert len(client.futures) <= 2 * THREADS_PER_WORKER * 2 + 1
     assert n_done == len(items)
     wait_for(lambda: not client.futures, "futures to be released")
 
@@ -113,22 +134,52 @@ def pow_item(item, power):
     return item[2] ** power
 
 
-def test_a_failing_block_is_named_and_stops_the_others(client):
-    with pytest.raises(
-        BlockError, match=r"block \(\d+,\) of time point 0, channel 0 failed: ValueError: voxel"
-    ):
-        list(Runner(client).map(refuse, ITEMS, lambda _: ()))
+def test_failing_blocks_are_given_up_and_nothing_is_left_behind(client):
+    happenings = list(Runner(client).map(refuse, ITEMS, lambda _: ()))
+    assert {h.item: h.message for h in happenings} == {
+        item: f"ValueError: voxel {item[2]} is bad" for item in ITEMS
+    }
+    assert {type(h) for h in happenings} == {Failed}
+    wait_for(lambda: not client.futures, "futures to be released")
+
+
+def test_what_is_not_asked_for_any_more_is_cancelled(client):
+    happenings = Runner(client).map(pow_item, [(0, 0, i) for i in range(1000)], lambda _: (1,))
+    next(happenings)
+    happenings.close()
     wait_for(lambda: not client.futures, "futures to be cancelled")
 
 
-def test_a_block_that_kills_its_worker_twice_is_given_up(client, tmp_path):
-    with pytest.raises(BlockError) as caught:
-        list(Runner(client).map(mark_and_die_at_five, ITEMS, lambda _: (tmp_path,)))
-    assert str(caught.value) == (
-        "block (5,) of time point 0, channel 0 failed: its worker process was killed each time it was tried, "
-        "most likely for want of memory; use a smaller `block_shape`, or fewer workers"
+def reset(item, folder):
+    """Fail twice as a network file system does."""
+    n_tries = len(mark_and_read(item, folder))
+    if item[2] in (2, 7) and n_tries <= 2:
+        raise ConnectionResetError("file server has gone away")
+    return n_tries
+
+
+def mark_and_read(item, folder):
+    mark(item, folder)
+    return (folder / str(item[2])).read_text()
+
+
+def test_failed_input_is_tried_again_on_the_cluster(client, tmp_path):
+    happenings = list(Runner(client, RetryPolicy(first_delay=0.01)).map(reset, ITEMS, lambda _: (tmp_path,)))
+    assert results_of(happenings) == {item: 3 if item[2] in (2, 7) else 1 for item in ITEMS}
+    assert [h.cause for h in happenings if isinstance(h, Retried)] == ["transient"] * 4
+
+
+def test_a_block_that_kills_its_workers_is_done_alone_and_then_given_up(client, tmp_path):
+    happenings = list(Runner(client).map(mark_and_die_at_five, ITEMS, lambda _: (tmp_path,)))
+    (failure,) = (h for h in happenings if isinstance(h, Failed))
+    assert (failure.item, failure.cause) == ((0, 0, 5), "worker")
+    assert failure.message == (
+        "its worker process was killed each time it was tried, most likely for want of memory; use a smaller "
+        "`block_shape`, or fewer workers"
     )
-    assert (tmp_path / "5").read_text() == "xx"
+    # Whatever was on the worker that died with it is done nevertheless.
+    assert results_of(happenings) == {item: item[2] for item in ITEMS if item[2] != 5}
+    assert (tmp_path / "5").read_text() == "xxx"
     client.wait_for_workers(2, timeout=DEADLINE)
 
 
@@ -184,7 +235,7 @@ def test_a_job_survives_the_kill_of_workers(client, tmp_path):
     assert not set(victims) & set(worker_pids(client))
     assert tree(output) == tree(tmp_path / "reference" / "out.zarr")
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
-    done = [(entry["stage"], *entry["item"]) for entry in entries if "stage" in entry]
+    done = [(entry["stage"], *entry["item"]) for entry in entries if "item" in entry]
     assert len(done) == len(set(done)) == report.n_done
     client.wait_for_workers(2, timeout=DEADLINE)
 

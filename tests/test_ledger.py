@@ -6,7 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chunkrestore.jobs.ledger import Ledger, ManifestMismatchError, differences, digest, job_folder
+from chunkrestore.jobs.ledger import (
+    Ledger,
+    ManifestMismatchError,
+    differences,
+    digest,
+    only_unfinished,
+    work_folder_of,
+)
 
 MANIFEST = {"input": {"store": "a.zarr"}, "passes": [{"depth": [4, 4]}], "versions": {"numpy": "2.1"}}
 
@@ -51,12 +58,13 @@ def test_every_beginning_of_a_journal_is_a_journal(tmp_path_factory, begun, cut,
     content = journal.read_bytes()
     cut %= len(content) + 1
     journal.write_bytes(content[:cut] + rubbish)
-    n_whole = content[:cut].count(b"\n")
+    n_whole = max(0, content[:cut].count(b"\n") - 1)  # the first line names the manifest
     again = begun(folder)
     assert again.finished("blocks") == {(0, 0, i): {"i": i} for i in range(n_whole)}
     again.record("blocks", (0, 0, 9), None)
     again.close()
-    assert [json.loads(line)["item"][2] for line in journal.read_bytes().splitlines()] == [*range(n_whole), 9]
+    lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    assert [line["item"][2] for line in lines if "item" in line] == [*range(n_whole), 9]
 
 
 def test_what_follows_a_spoilt_line_is_done_again(tmp_path, begun):
@@ -65,7 +73,7 @@ def test_what_follows_a_spoilt_line_is_done_again(tmp_path, begun):
         ledger.record("blocks", (0, 0, i), None)
     ledger.close()
     lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "journal.jsonl").write_bytes(lines[0] + b"\0" * 30 + b"\n" + lines[2])
+    (tmp_path / "journal.jsonl").write_bytes(b"".join([*lines[:2], b"\0" * 30 + b"\n", *lines[3:]]))
     assert begun(tmp_path).finished("blocks") == {(0, 0, 0): None}
 
 
@@ -91,7 +99,8 @@ def test_starting_anew_forgets_everything(tmp_path, begun):
     ledger = begun(tmp_path / "job")
     ledger.record("blocks", (0, 0, 0), None)
     (tmp_path / "job" / "tables").mkdir()
-    ledger.begin({"other": 1}, anew=True)
+    ledger.forget()
+    ledger.begin({"other": 1})
     assert ledger.finished("blocks") == {}
     assert ledger.manifest() == {"other": 1}
     assert not (tmp_path / "job" / "tables").exists()
@@ -122,9 +131,58 @@ def test_a_closed_ledger_takes_nothing_down(tmp_path, begun):
         ledger.record("blocks", (0, 0, 0), None)
 
 
-def test_job_folder_lies_beside_the_store(tmp_path):
-    assert job_folder(tmp_path / "out.zarr", "image") == tmp_path / "out.zarr.chunkrestore" / "image"
-    assert job_folder(f"{tmp_path}/out.zarr/", "image") == tmp_path / "out.zarr.chunkrestore" / "image"
+def test_ledgers_lie_beside_the_store_and_those_of_urls_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert work_folder_of(f"{tmp_path}/a/out.zarr") == tmp_path / "a" / "out.zarr.chunkrestore"
+    assert work_folder_of("s3://bucket/deep/out.zarr") == tmp_path / "out.zarr.chunkrestore"
+    assert work_folder_of("s3://bucket/out.zarr", "w") == tmp_path / "w"
+
+
+def test_the_only_unfinished_job_is_found(tmp_path, begun):
+    with pytest.raises(ValueError, match="holds no unfinished job"):
+        only_unfinished(tmp_path, None)
+    begun(tmp_path / "image")
+    assert only_unfinished(tmp_path, None) == tmp_path / "image"
+    begun(tmp_path / "labels-a")
+    with pytest.raises(ValueError, match="choose one as `job`: image, labels-a"):
+        only_unfinished(tmp_path, None)
+    assert only_unfinished(tmp_path, "labels-a") == tmp_path / "labels-a"
+    with pytest.raises(ValueError, match="no unfinished job 'labels-b'; unfinished are image, labels-a"):
+        only_unfinished(tmp_path, "labels-b")
+
+
+def test_a_journal_of_another_manifest_is_refused(tmp_path, begun):
+    begun(tmp_path).close()
+    (tmp_path / "manifest.json").write_text(json.dumps({"edited": True}))
+    with pytest.raises(ManifestMismatchError, match="belong to different jobs"):
+        begun(tmp_path, {"edited": True})
+
+
+def test_stages_are_known_to_be_done_and_failures_until_they_are_mended(tmp_path, begun):
+    ledger = begun(tmp_path)
+    assert not ledger.begin_stage("paint", 2).done
+    ledger.record("paint", (0, 0, 0), None)
+    ledger.fail("paint", (0, 0, 1), "data", "bad")
+    ledger.close()
+    record = begun(tmp_path).begin_stage("paint", 2)
+    assert record.failed == {(0, 0, 1): {"cause": "data", "message": "bad"}}
+    again = begun(tmp_path)
+    again.record("paint", (0, 0, 1), None)
+    again.end_stage("paint")
+    again.close()
+    record = begun(tmp_path).begin_stage("paint", 2)
+    assert (record.failed, record.done, record.n_items, len(record.finished)) == ({}, True, 2, 2)
+
+
+def test_nothing_is_written_once_the_guard_objects(tmp_path):
+    def object_to_it():
+        raise RuntimeError("lost")
+
+    ledger = Ledger(tmp_path / "job", object_to_it)
+    for attempt in (lambda: ledger.begin(MANIFEST), ledger.forget, lambda: ledger.finish({})):
+        with pytest.raises(RuntimeError, match="lost"):
+            attempt()
+    assert not (tmp_path / "job").exists()
 
 
 JSON = st.recursive(

@@ -304,8 +304,8 @@ def test_what_is_no_ome_zarr_is_named_with_the_fix(tmp_path):
     zarr.create_group(tmp_path / "group.zarr")
     with pytest.raises(ValueError, match="is a plain zarr group, not an OME-Zarr image"):
         open_image(tmp_path / "group.zarr")
-    with pytest.raises(ValueError, match="is a URL; only local paths"):
-        open_image("s3://bucket/image.zarr")
+    with pytest.raises(ValueError, match="cannot be opened; use a path or a URL that begins with s3://"):
+        open_image("gs://bucket/image.zarr")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ version: "0.4"
         "timepoint": 2,
         "channel": ["DAPI", 1],
         "region": [(0, 8), (4, 64), (0, 64)],
+        "shards": None,
         "label_name": "nuclei",
         "version": "0.4",
     }

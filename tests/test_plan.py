@@ -1,8 +1,11 @@
 """Plans: passes, blocks and figures from metadata alone."""
 
 import itertools
+import json
 import math
-from dataclasses import dataclass
+import time
+import tracemalloc
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkrestore.grid import Halo
-from chunkrestore.jobs.plan import MEMORY_NBYTES, format_nbytes, make_plan
+from chunkrestore.jobs.passes import format_nbytes
+from chunkrestore.jobs.plan import MEMORY_NBYTES, make_plan
+from chunkrestore.ome_zarr import create_image
+from chunkrestore.operators.richardson_lucy import RichardsonLucy
 from chunkrestore.operators.threshold import Threshold
+from chunkrestore.psf import gaussian
 
 U16 = np.dtype(np.uint16)
 
@@ -104,6 +111,42 @@ def test_one_block_along_a_long_axis_does_not_make_one_long_chunk():
     )
 
 
+SHARDS = st.tuples(*[st.sampled_from([32, 64, 96, 128, 192, 256, 300])] * 3)
+
+
+@given(st.tuples(*[st.integers(1, 900)] * 3), SHARDS, st.one_of(st.none(), st.integers(300**3, 2**32)))
+def test_default_cores_lie_on_shard_borders_and_chunks_divide_shards(shape, shards, memory):
+    operator = Smooth(0, nbytes_per_voxel=1)
+    work = make_plan([operator], shape, U16, shards=shards, memory_nbytes=memory).passes[0]
+    assert work.shards == shards
+    for edges, shard, chunk, n in zip(work.grid.edges, shards, work.chunks, shape, strict=True):
+        assert all(edge % shard == 0 or edge == n for edge in edges)
+        assert shard % chunk == 0
+
+
+def test_the_output_that_a_plan_describes_can_be_created(tmp_path):
+    shape = (40, 200, 500)
+    work = make_plan([Smooth()], shape, U16, shards=(64, 128, 128)).passes[0]
+    writer = create_image(
+        tmp_path / "out.ome.zarr",
+        shape=shape,
+        dtype="float32",
+        axes="zyx",
+        chunks=work.chunks,
+        shards=work.shards,
+    )
+    assert tuple(writer.target(level).spatial_shape for level in range(writer.n_levels)) == work.levels
+    unit = writer.target(0).spatial_write_unit
+    for edges, u, n in zip(work.grid.edges, unit, shape, strict=True):
+        assert all(edge % u == 0 or edge == n for edge in edges)
+
+
+def test_borders_that_cut_a_file_are_a_bug():
+    work = make_plan([Smooth()], (96, 96, 96), U16, block_shape=(32, 32, 32)).passes[0]
+    with pytest.raises(AssertionError, match="cut files of 48 voxels"):
+        replace(work, shards=(48, 48, 48))
+
+
 def test_default_blocks_fit_the_memory_and_use_it():
     operator = Smooth(10, nbytes_per_voxel=200)
     work = make_plan([operator], (2000, 2000, 2000), U16).passes[0]
@@ -148,6 +191,29 @@ def test_given_depth_goes_to_operators_that_take_one():
             {"block_shape": (1, 1, 1)},
             "cuts the volume .* into 27000000 blocks, the limit is 10000000",
         ),
+        (
+            [Smooth()],
+            {"block_shape": (100, 64, 64), "shards": (64, 64, 64)},
+            "`block_shape` 100 on axis 0 is not a multiple of the output chunk or shard length 64; use 64",
+        ),
+        ([Smooth()], {"shards": (64, 64)}, r"`shards` \(64, 64\) must have one length per axis"),
+        ([Smooth()], {"shards": (64, 64, 0)}, "`shards` .* must be at least 1 on every axis"),
+        (
+            [Smooth()],
+            {"shards": (1009, 1009, 1009)},
+            r"`shards` \(1009, 1009, 1009\) can only be stored in chunks .* the limit is 2147483647",
+        ),
+        ([Smooth()], {"n_timepoints": 0}, "`n_timepoints` 0 and `n_channels` 1 must be at least 1"),
+        (
+            [Smooth()],
+            {"n_timepoints": 10**12, "n_channels": 10**9},
+            "of 1000000000000000000000 time points and channels into .* fewer time points and channels",
+        ),
+        (
+            [Smooth(nbytes_per_voxel=1000)],
+            {"memory_nbytes": 10**6},
+            r"`memory` of 1 MB is too little: a block of \(64, 64, 64\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(operators, options, message):
@@ -161,11 +227,153 @@ def test_figures_count_time_points_channels_and_passes():
     )
     assert plan.n_planes == 6
     assert plan.n_blocks == 6 * 2 * 2
-    assert plan.read_nbytes == 6 * 32**3 * (2 + 4)
+    # The threshold reads what it labels twice: to find objects, and to paint them.
+    assert plan.read_nbytes == 6 * 32**3 * (2 + 2 * 4)
     assert plan.written_nbytes == 6 * 32**3 * (4 + 4)
     described = plan.describe()
     assert described["passes"][0]["n_blocks"] == [2, 1, 1]
     assert described["passes"][0]["halo_overhead"] == 1.0
+
+
+F32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tolerant(Smooth):
+    """An operator whose seams are probed."""
+
+    tolerance: float = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("operators", "dtype", "n_scans"),
+    [
+        ([Smooth()], U16, [0]),
+        ([Smooth()], F32, [1]),
+        ([Smooth(needs=frozenset({"mean"}))], U16, [1]),
+        ([Smooth(needs=frozenset({"mean"}))], F32, [1]),
+        ([Smooth(needs=frozenset({"pilot"}))], U16, [0]),
+        ([Smooth(needs=frozenset({99.8}))], U16, [1]),
+        ([Smooth(needs=frozenset({99.8}))], F32, [2]),
+        ([Tolerant()], U16, [1]),
+        ([Smooth(), Threshold()], U16, [0, 2]),
+        ([Smooth(), Threshold(1.0)], F32, [1, 0]),
+    ],
+)
+def test_readings_for_statistics_are_counted(operators, dtype, n_scans):
+    plan = make_plan(operators, (32, 32, 32), dtype)
+    assert [p.n_scans for p in plan.passes] == n_scans
+    unscanned = sum(p.dtype.itemsize * p.n_voxels_read * (2 if p.makes_labels else 1) for p in plan.passes)
+    scans = sum(n * p.dtype.itemsize * 32**3 for n, p in zip(n_scans, plan.passes, strict=True))
+    assert plan.read_nbytes == unscanned + scans
+
+
+def test_the_pyramid_is_read_written_and_kept():
+    plan = make_plan([Smooth(0)], (100, 200, 200), U16, voxel_size=(2, 1, 1), n_channels=3)
+    levels = [(100, 200, 200), (100, 100, 100), (50, 50, 50)]
+    assert plan.passes[0].levels == tuple(levels)
+    sizes = [4 * math.prod(shape) for shape in levels]
+    assert plan.written_nbytes == plan.disk_nbytes == 3 * sum(sizes)
+    assert plan.read_nbytes == 3 * (2 * math.prod(levels[0]) + sizes[0] + sizes[1])
+
+
+def test_disk_holds_scratch_images_only_as_long_as_they_are_read():
+    needy = Smooth(0, needs=frozenset({99.8}))
+    plan = make_plan([Smooth(0), needy, needy, Threshold()], (64, 64, 128), U16)
+    level, pyramid = 4 * 64 * 64 * 128, 4 * (64 * 64 * 128 + 32 * 32 * 64)
+    assert [p.written_nbytes for p in plan.passes] == [level, level, pyramid, pyramid]
+    assert plan.written_nbytes == 2 * level + 2 * pyramid
+    assert plan.disk_nbytes == max(2 * level, level + pyramid, 2 * pyramid)
+    assert plan.largest_on_disk([1, 1, 1, 1]) == 2
+    assert plan.largest_on_disk([5, 7, 1, 1]) == 12
+    assert make_plan([Threshold()], (64, 64, 128), U16).disk_nbytes == pyramid
+
+
+def test_memory_of_a_worker_holds_the_blocks_before_and_after():
+    work = make_plan([Smooth(2, nbytes_per_voxel=24)], (96, 96, 96), U16, block_shape=(32, 32, 32)).passes[0]
+    assert work.memory_nbytes == 24 * 36**3
+    assert work.worker_nbytes == work.memory_nbytes + 2 * (2 * 36**3 + 4 * 32**3)
+    assert work.device_nbytes == 0
+    psf = gaussian((1.0, 1.0, 1.0))
+    work = make_plan(
+        [RichardsonLucy(psf, iterations=2), Smooth(nbytes_per_voxel=10**3)], (96,) * 3, U16
+    ).passes[0]
+    assert 0 < work.device_nbytes < work.memory_nbytes
+
+
+def test_peak_is_that_of_a_whole_block_where_the_last_one_is_short():
+    work = make_plan([Smooth(0, nbytes_per_voxel=1)], (65, 64, 64), U16, block_shape=(64, 64, 64)).passes[0]
+    assert work.memory_nbytes == 64**3
+
+
+BIG = 2**40
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((BIG, BIG, BIG), {}, f"has {BIG**3} voxels, the limit is {2**62}; use a region"),
+        ((np.int64(BIG),) * 3, {"block_shape": (BIG,) * 3}, f"has {BIG**3} voxels"),
+        ((BIG, 1, 1), {}, "`block_shape` 512 on axis 0 cuts its 1099511627776 voxels into 2147483648 blocks"),
+        ((1, 1, BIG), {"memory_nbytes": 2**22}, "blocks, the limit is 100000 per axis; use longer blocks"),
+        ((1, 0, 5), {}, "must be at least 1 on every axis"),
+        ((1, -4, 5), {}, "must be at least 1 on every axis"),
+    ],
+)
+def test_hostile_shapes_are_refused_at_once(shape, options, message):
+    started = time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            make_plan([Smooth(nbytes_per_voxel=1)], shape, U16, **options)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - started < 1
+
+
+def test_large_shapes_are_planned_without_overflow():
+    plan = make_plan([Smooth(0, nbytes_per_voxel=1)], (1, 2**20, BIG), U16, memory_nbytes=2**50)
+    assert plan.passes[0].memory_nbytes <= 2**50
+    assert plan.written_nbytes > 4 * 2**60
+    assert sum(edges[-1] for edges in plan.passes[0].grid.edges) == 1 + 2**20 + BIG
+    fft_friendly = RichardsonLucy(gaussian((1.0, 1.0, 1.0)), iterations=2)
+    plan = make_plan([fft_friendly], (BIG, 8, 8), U16, block_shape=(2**36 + 64, 8, 8))
+    assert plan.memory_nbytes > 20 * 2**36 * 64
+
+
+def test_a_million_blocks_are_planned_and_walked_in_bounded_memory():
+    tracemalloc.start()
+    try:
+        plan = make_plan([Smooth(8)], (17_200,) * 3, U16, block_shape=(172,) * 3)
+        assert plan.n_blocks == 10**6
+        assert len(str(plan)) < 2000
+        assert len(json.dumps(plan.describe())) < 4000
+        for block in itertools.islice(plan.passes[0].grid, 10_000):
+            assert all(s.start % 172 == 0 for s in block.core)
+        assert tracemalloc.get_traced_memory()[1] < 2 * 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_plan_as_json_says_what_it_takes():
+    plan = make_plan([Smooth(4)], (64, 64, 100), U16, shards=(64, 64, 64))
+    described = json.loads(json.dumps(replace(plan, free_nbytes=12345).describe()))
+    assert described["free_nbytes"] == 12345
+    assert described["disk_nbytes"] == plan.disk_nbytes
+    work = described["passes"][0]
+    assert (work["shards"], work["chunks"]) == ([64, 64, 64], [64, 64, 64])
+    assert work["levels"] == [[64, 64, 100], [32, 32, 50]]
+    assert work["worker_nbytes"] > work["memory_nbytes"] > 0
+    assert make_plan([Smooth(4)], (64, 64, 100), U16).describe()["passes"][0]["shards"] is None
+
+
+def test_a_plan_says_whether_the_disk_is_large_enough():
+    plan = make_plan([Smooth(4)], (64, 64, 64), U16, shards=(64, 64, 64))
+    assert "in shards 64 x 64 x 64" in str(plan)
+    assert str(plan).endswith("disk       at most 1.05 MB before compression")
+    assert str(replace(plan, free_nbytes=10**7)).endswith("1.05 MB before compression, 10 MB free")
+    assert "1 MB free: only enough if it compresses well" in str(replace(plan, free_nbytes=10**6))
 
 
 def test_a_plan_reads_well():

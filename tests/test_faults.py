@@ -1,0 +1,218 @@
+"""Faults at named points of a job: what is retried, what is given up, and that going on ends in the same bytes."""
+
+import functools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from faults import ALWAYS, DRIVER_POINTS, TASK_POINTS, Fault, Session, drive, start
+
+import chunkrestore as cr
+from chunkrestore.jobs import causes, runner
+from chunkrestore.jobs.runner import BlockError
+from chunkrestore.psf import gaussian
+
+PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
+BLOCKS = {"block_shape": (8, 12, 20)}
+WRITING_STAGES = ("blocks-0", "pyramid-1-1", "paint")
+UNRECORDED = {"statistics", "refinement"}
+DEADLINE = 60.0
+
+
+def chain():
+    """An image by way of a scratch image, since each step needs a number of its whole input, then labels."""
+    lucy = cr.RichardsonLucy(PSF, iterations=1, depth=4)
+    return [lucy, lucy, cr.Threshold()]
+
+
+def tree(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+class Job:
+    """One input, and what an undisturbed run in one process makes of it."""
+
+    def __init__(self, folder):
+        data = np.random.default_rng(8).integers(0, 200, (8, 24, 80)).astype(np.uint16)
+        self.image = cr.write_image(data, folder / "in.zarr", axes="zyx", voxel_size=(1, 1, 1))
+        with Session.create(folder / "undisturbed").installed() as session:
+            self.run(folder / "out.zarr")
+        self.expected = tree(folder / "out.zarr")
+        self.tasks = session.n_executions()
+
+    def run(self, output, cluster="serial"):
+        return cr.run(chain(), self.image, output, cluster=cluster, quiet=True, **BLOCKS)
+
+    def forked(self, session, output):
+        """Run the job in a process of its own; return its exit status."""
+        process = start(drive, session.folder, chain(), self.image.path, output, cluster="serial", **BLOCKS)
+        process.join(DEADLINE)
+        return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    job = Job(tmp_path_factory.mktemp("job"))
+    stages = {stage for stage, _ in job.tasks}
+    assert {"blocks-0", "blocks-1", "seams-1", "pyramid-1-1", "detect", "paint", "labels_pyramid-1"} <= stages
+    return job
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Do not wait for file systems to recover."""
+    policy = functools.partial(causes.RetryPolicy, first_delay=0.01)
+    monkeypatch.setattr(runner, "RetryPolicy", policy)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out.zarr"
+
+
+def published(output):
+    try:
+        return cr.open_image(output).labels == ("labels",)
+    except (ValueError, FileNotFoundError):
+        return False
+
+
+def entries(output):
+    path = output.with_name(f"{output.name}.chunkrestore") / "image/journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def journalled(output):
+    return [(e["stage"], tuple(e["item"])) for e in entries(output) if "item" in e]
+
+
+def given_up(output):
+    """Return what the journal names as given up, and for what cause."""
+    return {(e["stage"], tuple(e["failed"])): e["cause"] for e in entries(output) if "failed" in e}
+
+
+def hit(session):
+    """Return the tasks that were hit by a fault, in order."""
+    return [(e["stage"], tuple(e["item"])) for e in session.events("fault")]
+
+
+def check_complete(job, session, output):
+    """The result is the undisturbed one, nothing is missing, and nothing was done again once it was journalled."""
+    assert tree(output) == job.expected
+    assert session.redone() == []
+    assert Counter(journalled(output)) == {key: 1 for key in job.tasks if key[0] not in UNRECORDED}
+
+
+# --- faults of a block's task ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["io", "reset", "memory"])
+@pytest.mark.parametrize("point", TASK_POINTS)
+def test_what_may_pass_is_tried_again(job, tmp_path, output, point, action):
+    faults = [Fault(point, action, nth=2 + n % 2, stage=stage) for n, stage in enumerate(WRITING_STAGES)]
+    faults[1] = Fault(point, action, stage=WRITING_STAGES[1])  # of one block only
+    with Session.create(tmp_path / "session", *faults).installed() as session:
+        report = job.run(output)
+    check_complete(job, session, output)
+    assert report.n_retried == len(hit(session)) == len(faults)
+    assert session.n_executions() == job.tasks + Counter(hit(session))
+    assert given_up(output) == {}
+
+
+@pytest.mark.parametrize(("action", "cause", "n_tries"), [("io", "transient", 6), ("memory", "memory", 3)])
+def test_what_does_not_pass_is_given_up_and_the_others_go_on(job, tmp_path, output, action, cause, n_tries):
+    key = "blocks-0", (0, 0, 0, 1, 2)
+    fault = Fault("before-write", action, stage=key[0], item=key[1], times=ALWAYS)
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises(BlockError, match=r"block \(0, 1, 2\) of time point 0, channel 0 failed: \w+Error: "),
+    ):
+        job.run(output)
+    check_one_given_up(job, session, output, key, cause, n_tries)
+
+
+@pytest.mark.parametrize("stage", ["blocks-0", "blocks-1", "detect", "paint"])
+def test_an_error_of_a_block_is_not_tried_again_and_the_others_go_on(job, tmp_path, output, stage):
+    key = stage, (0, 0, 0, 0, 1)
+    fault = Fault("before-read", "error", stage=stage, item=key[1])
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises(BlockError, match=r"block \(0, 0, 1\) .* failed: ValueError: injected"),
+    ):
+        job.run(output)
+    check_one_given_up(job, session, output, key, "data", 1)
+
+
+def check_one_given_up(job, session, output, key, cause, n_tries):
+    """One block was given up and named, its stage is done but for it, nothing is published; going on finishes."""
+    stage, _ = key
+    assert given_up(output) == {key: cause}
+    assert session.n_executions()[key] == n_tries
+    assert {k for k in job.tasks if k[0] == stage} - set(journalled(output)) == {key}
+    order = [name for name, _ in job.tasks]
+    assert {name for name, _ in session.n_executions()} <= set(order[: order.index(stage) + 1])
+    assert not published(output)
+    with Session.create(session.folder.with_name("again")).installed() as again:
+        job.run(output)
+    check_complete(job, again, output)
+    # Begun with what had failed; what was journalled is left alone.
+    assert next(k for k in map(_key, again.events("task")) if k[0] == stage) == key
+    assert set(again.n_executions()) & set(map(_key, session.events("recorded"))) == set()
+
+
+def _key(event):
+    return event["stage"], tuple(event["item"])
+
+
+@pytest.mark.parametrize("point", TASK_POINTS)
+def test_a_full_disk_ends_the_job_at_once(job, tmp_path, output, point):
+    fault = Fault(point, "full", stage="blocks-1", nth=3, times=ALWAYS)
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises(BlockError, match="No space left on device"),
+    ):
+        job.run(output)
+    (key,) = hit(session)
+    assert given_up(output) == {key: "full"}
+    assert sum(stage == "blocks-1" for stage, _ in session.n_executions()) == 3
+    assert not published(output)
+    with Session.create(tmp_path / "again").installed() as again:
+        job.run(output)
+    check_complete(job, again, output)
+    assert set(again.n_executions()) & set(map(_key, session.events("recorded"))) == set()
+
+
+# --- faults of the driver ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["error", "memory", "full", "io", "reset"])
+@pytest.mark.parametrize("point", DRIVER_POINTS)
+def test_an_error_of_the_driver_ends_the_job_and_it_can_be_resumed(job, tmp_path, output, point, action):
+    # The second publication is that of the labels.
+    fault = Fault(point, action, nth=2 if "publish" in point else 11)
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises((ValueError, MemoryError, OSError)),
+    ):
+        job.run(output)
+    check_resumed(job, session, output)
+
+
+@pytest.mark.parametrize("point", [*TASK_POINTS, *DRIVER_POINTS])
+def test_a_killed_driver_is_resumed(job, tmp_path, output, point):
+    nth = {"before-publish": 3, "after-publish": 1}.get(point, 23)
+    session = Session.create(tmp_path / "session", Fault(point, "kill", nth=nth))
+    assert job.forked(session, output) == -9
+    check_resumed(job, session, output)
+
+
+def check_resumed(job, session, output):
+    """Going on finishes, and nothing that was journalled is done again."""
+    assert len(session.events("fault")) == 1
+    before = journalled(output)
+    with Session.create(session.folder.with_name("again")).installed() as again:
+        report = job.run(output)
+    check_complete(job, again, output)
+    assert report.n_done + len(before) == len(journalled(output))
+    assert set(again.n_executions()) & set(before) == set()
