@@ -342,7 +342,7 @@ def _status(arguments: list[str]) -> int:
 
 
 def _status_of(error: Exception) -> int:
-    from chunkrestore.jobs.runner import ClusterLostError
+    from chunkrestore.jobs.places import ClusterLostError
 
     if isinstance(error, ClusterLostError):
         return INTERRUPTED

@@ -84,7 +84,7 @@ def retry_failed(output: str, quiet: bool, verbose: bool, **options: Any) -> Non
 @_on_cluster
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
-def verify(context: click.Context, output: str, quiet: bool, **options: Any) -> None:
+def verify(context: click.Context, /, output: str, quiet: bool, **options: Any) -> None:
     """Read all that jobs have written, and compare it with their checksums; exit 1 if anything differs."""
     from chunkrestore.jobs.verify import verify as check
 
@@ -110,7 +110,7 @@ def report(output: str, work_folder: str | None, job: str | None) -> None:
 @click.command()
 @click.argument("output", metavar="[OUT]", required=False)
 @click.pass_context
-def doctor(context: click.Context, output: str | None) -> None:
+def doctor(context: click.Context, /, output: str | None) -> None:
     """Check drivers, packages, memory and disk, and say what to install; exit 1 if something is wrong."""
     from chunkrestore.doctor import examine, table
 

@@ -337,7 +337,8 @@ def drive(session, operators, source, output, log=None, **options):
 
 
 def _status_of(error):
-    from chunkrestore.jobs.runner import BlockError, ClusterLostError
+    from chunkrestore.jobs.places import ClusterLostError
+    from chunkrestore.jobs.runner import BlockError
 
     if isinstance(error, BlockError):
         return 1

@@ -16,7 +16,8 @@ import zarr
 
 import chunkrestore as cr
 from chunkrestore.cli import main
-from chunkrestore.jobs.runner import BlockError, ClusterLostError, Failed
+from chunkrestore.jobs.places import ClusterLostError
+from chunkrestore.jobs.runner import BlockError, Failed
 from chunkrestore.psf import gaussian
 
 SHAPE = (16, 24, 20)

@@ -17,7 +17,8 @@ import chunkrestore as cr
 from chunkrestore.cluster import THREADS_PER_WORKER, connect, usable_cores, worker_environment
 from chunkrestore.jobs import phases
 from chunkrestore.jobs.causes import RetryPolicy
-from chunkrestore.jobs.runner import ClusterLostError, Failed, Finished, Retried, Runner
+from chunkrestore.jobs.places import ClusterLostError
+from chunkrestore.jobs.runner import Failed, Finished, Retried, Runner
 from chunkrestore.psf import gaussian
 
 ITEMS = [(0, 0, i) for i in range(12)]

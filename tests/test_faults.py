@@ -1,14 +1,16 @@
 """Faults at named points of a job: what is retried, what is given up, and that going on ends in the same bytes."""
 
 import functools
+import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from faults import ALWAYS, DRIVER_POINTS, TASK_POINTS, Fault, Session, drive, start
+from faults import ALWAYS, DRIVER_POINTS, TASK_POINTS, Fault, Session, drive, processes, start
 
 import chunkrestore as cr
+from chunkrestore.cluster import connect
 from chunkrestore.jobs import causes, runner
 from chunkrestore.jobs.runner import BlockError
 from chunkrestore.psf import gaussian
@@ -186,8 +188,15 @@ def test_a_full_disk_ends_the_job_at_once(job, tmp_path, output, point):
 # --- faults of the driver ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["error", "memory", "full", "io", "reset"])
-@pytest.mark.parametrize("point", DRIVER_POINTS)
+_ERRORS = ("error", "memory", "full", "io", "reset")
+_PAIRS = list(itertools.product(DRIVER_POINTS, _ERRORS))
+_QUICK = {*zip(DRIVER_POINTS, _ERRORS, strict=False), ("before-publish", "reset")}
+
+
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [pytest.param(*pair, marks=[] if pair in _QUICK else pytest.mark.slow) for pair in _PAIRS],
+)
 def test_an_error_of_the_driver_ends_the_job_and_it_can_be_resumed(job, tmp_path, output, point, action):
     # The second publication is that of the labels.
     fault = Fault(point, action, nth=2 if "publish" in point else 11)
@@ -216,3 +225,102 @@ def check_resumed(job, session, output):
     check_complete(job, again, output)
     assert report.n_done + len(before) == len(journalled(output))
     assert set(again.n_executions()) & set(before) == set()
+
+
+# --- faults of worker processes ----------------------------------------------------------------------------
+
+N_THREADS = 2
+"""Tasks of one worker at a time."""
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A local cluster; its workers are forked from a process that has its imports done."""
+    import dask
+
+    processes()
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        connect("local", n_workers=2) as client,
+    ):
+        yield client
+
+
+def retries(output):
+    """Return (stage, item, cause) of every retry that was logged."""
+    path = output.with_name(f"{output.name}.chunkrestore") / "image/events.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(e["stage"], tuple(e["item"]), e["cause"]) for e in found if e["event"] == "retry"]
+
+
+def test_what_dead_workers_had_in_flight_is_done_by_others(job, tmp_path, output, client):
+    faults = [
+        Fault(point, "kill", nth=2, stage=stage)
+        for point, stage in zip(TASK_POINTS, ("blocks-0", "blocks-1", "paint"), strict=True)
+    ]
+    with Session.create(tmp_path / "session", *faults).installed() as session:
+        job.run(output, client)
+    check_complete(job, session, output)
+    again = session.n_executions() - job.tasks
+    assert set(hit(session)) <= set(again)
+    assert len(faults) <= again.total() <= N_THREADS * len(faults)
+    assert {cause for _, _, cause in retries(output)} == {"worker"}
+    assert {(stage, item) for stage, item, _ in retries(output)} >= set(hit(session))
+
+
+def test_a_block_that_kills_two_workers_is_done_alone(job, tmp_path, output, client):
+    key = "blocks-0", (0, 0, 0, 0, 1)
+    fault = Fault("before-write", "kill", stage=key[0], item=key[1], times=2)
+    with Session.create(tmp_path / "session", fault).installed() as session:
+        job.run(output, client)
+    check_complete(job, session, output)
+    assert session.n_executions()[key] == 3
+    assert retries(output).count((*key, "worker")) == 2
+    # It was the last of its stage to begin, when everything else was done.
+    in_stage = [_key(e) for e in session.events("task", "recorded") if e["stage"] == key[0]]
+    assert in_stage[-2:] == [key, key]
+
+
+def test_a_block_that_kills_every_worker_is_given_up_and_the_others_go_on(job, tmp_path, output, client):
+    key = "detect", (0, 0, 0, 1, 2)
+    fault = Fault("before-read", "kill", stage=key[0], item=key[1], times=ALWAYS)
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises(
+            BlockError, match=r"block \(0, 1, 2\) .* failed: its worker process was killed each time"
+        ),
+    ):
+        job.run(output, client)
+    check_one_given_up(job, session, output, key, "worker", 3)
+
+
+def test_errors_of_tasks_on_workers_have_the_same_consequences(job, tmp_path, output, client):
+    key = "paint", (0, 0, 0, 1, 1)
+    faults = [
+        Fault("before-read", "reset", stage="statistics", nth=4),
+        Fault("before-read", "io", stage="blocks-0", nth=2, times=2),
+        Fault("after-write", "memory", stage="blocks-1", nth=3),
+        Fault("before-write", "error", stage=key[0], item=key[1]),
+    ]
+    with (
+        Session.create(tmp_path / "session", *faults).installed() as session,
+        pytest.raises(BlockError, match=r"block \(0, 1, 1\) .* failed: ValueError: injected"),
+    ):
+        job.run(output, client)
+    assert sorted(cause for _, _, cause in retries(output)) == ["memory", "transient", "transient"]
+    check_one_given_up(job, session, output, key, "data", 1)
+
+
+def test_a_full_disk_of_a_worker_ends_the_job(job, tmp_path, output, client):
+    fault = Fault("before-write", "full", stage="blocks-0", nth=2, times=ALWAYS)
+    with (
+        Session.create(tmp_path / "session", fault).installed() as session,
+        pytest.raises(BlockError, match="No space left on device"),
+    ):
+        job.run(output, client)
+    assert set(given_up(output).values()) == {"full"}
+    assert not published(output)
+    with Session.create(tmp_path / "again").installed() as again:
+        job.run(output)
+    check_complete(job, again, output)
+    assert set(again.n_executions()) & set(map(_key, session.events("recorded"))) == set()

@@ -8,7 +8,10 @@ from pathlib import Path
 import chunkrestore
 
 PACKAGE = Path(chunkrestore.__file__).parent
-HEAVY = ("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "distributed", "skimage", "matplotlib")
+HEAVY = (
+    *("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "obstore", "distributed", "skimage"),
+    "matplotlib",
+)
 
 LAYERS = [
     {"grid", "backend"},
@@ -78,6 +81,7 @@ def test_foreign_systems_are_named_in_one_place():
         "cupyx": {"backend"},
         "distributed": {"cluster", "jobs"},
         "zarr": {"ome_zarr"},
+        "obstore": {"ome_zarr"},
     }
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {module}"

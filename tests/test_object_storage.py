@@ -4,9 +4,11 @@ The bucket server is moto's, spoken to over real HTTP on loopback; web servers a
 """
 
 import json
+import logging
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from datetime import timedelta
 
@@ -15,6 +17,8 @@ import pytest
 import servers
 import yaozarrs
 
+import chunkrestore as cr
+from chunkrestore.jobs.runner import BlockError
 from chunkrestore.ome_zarr import (
     CorruptChunkError,
     build_pyramid,
@@ -28,6 +32,8 @@ from chunkrestore.ome_zarr import (
     write_image,
     write_labels,
 )
+from chunkrestore.operators.threshold import Threshold
+from chunkrestore.psf import gaussian
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:botocore", "ignore::DeprecationWarning:moto"
@@ -49,6 +55,7 @@ def s3_server():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from moto.server import ThreadedMotoServer
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -82,9 +89,8 @@ def bucket(client, request):
 
 @pytest.fixture
 def proxy(s3_server, bucket, monkeypatch):
-    """A proxy that the environment names as the server, with quick and few retries."""
+    """A proxy that the environment names as the server; a request is tried twice."""
     monkeypatch.setattr(remote, "RETRIES", {**remote.RETRIES, "max_retries": 1})
-    monkeypatch.setattr(remote, "_TIMEOUTS", {"read_timeout": timedelta(seconds=0.5)})
     proxy = servers.Proxy(s3_server)
     with servers.serving(proxy.handler()) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -439,14 +445,16 @@ def is_chunk(line):
         (503, ConnectionError, "0.5 sharded"),
     ],
 )
-def test_a_fault_of_the_network_is_no_damage(proxy, bucket, fault, error, stored):
+def test_a_fault_of_the_network_is_no_damage(proxy, bucket, monkeypatch, fault, error, stored):
+    if fault == "stall":
+        monkeypatch.setattr(remote, "_TIMEOUTS", {"read_timeout": timedelta(seconds=1)})
     options = {"shape": SHAPE, "dtype": "uint16", "axes": "zyx", "levels": 1, **STORED[stored]}
     target = create_image(f"s3://{bucket}/a.ome.zarr", **options).target()
     target.write(0, 0, WHOLE, volume())
     proxy.fault = lambda line: fault if is_chunk(line) else None
     with pytest.raises(error, match=rf"s3://{bucket}/a\.ome\.zarr/0/c/"):
         target.read(0, 0, WHOLE)
-    if fault != "truncate":
+    if fault in ("drop", 503):
         with pytest.raises(error, match=rf"s3://{bucket}/a\.ome\.zarr/0/c/"):
             target.write(0, 0, WHOLE, volume(seed=1))
     proxy.fault = lambda line: None
@@ -508,6 +516,39 @@ def test_a_damaged_shard_is_replaced_without_being_read(proxy, client, bucket):
     np.testing.assert_array_equal(target.read(0, 0, WHOLE), volume(seed=1))
 
 
+def test_a_write_that_failed_leaves_nothing_behind_that_could_arrive_later(proxy, bucket):
+    options = {"shape": SHAPE, "dtype": "uint16", "axes": "zyx", "levels": 1, "chunks": (8, 8, 8)}
+    target = create_image(f"s3://{bucket}/a.ome.zarr", **options).target()
+    proxy.fault = lambda line: 403 if "/c/0/0/0" in line else "hold"
+    timer = threading.Timer(0.5, proxy.release.set)
+    timer.start()
+    with pytest.raises(PermissionError):
+        target.write(0, 0, WHOLE, volume())
+    assert proxy.release.is_set()
+    timer.join()
+    n_before = len(proxy.requests)
+    proxy.fault = lambda line: None
+    target.write(0, 0, WHOLE, volume(seed=1))
+    assert len(proxy.requests) == n_before + 8
+    np.testing.assert_array_equal(target.read(0, 0, WHOLE), volume(seed=1))
+
+
+def test_a_certificate_of_ones_own_is_trusted_where_the_environment_names_it(
+    s3_server, bucket, tmp_path, monkeypatch
+):
+    pytest.importorskip("cryptography")
+    monkeypatch.setattr(remote, "RETRIES", {"max_retries": 0})
+    certificate = servers.self_signed(tmp_path / "certificate.pem")
+    with servers.serving(servers.Proxy(s3_server).handler(), certificate) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(
+            OSError, match=r"certificate of 127\.0\.0\.1.* is not trusted; name one in AWS_CA_BUNDLE"
+        ):
+            open_image(f"s3://{bucket}/a.ome.zarr")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        np.testing.assert_array_equal(write(f"s3://{bucket}/a.ome.zarr", levels=1).data.compute(), volume())
+
+
 def test_the_chunks_of_a_block_travel_together(proxy, bucket):
     target = create_image(
         f"s3://{bucket}/a.ome.zarr", shape=SHAPE, dtype="uint16", axes="zyx", levels=1, chunks=(8, 8, 8)
@@ -516,3 +557,120 @@ def test_the_chunks_of_a_block_travel_together(proxy, bucket):
         proxy.crowd, proxy.n_together = 6, 0
         work()
         assert proxy.n_together >= 6
+
+
+# ------------------------------------------------------------------------------------------- jobs
+
+
+def scene(place):
+    rng = np.random.default_rng(4)
+    image = 20 + 100 * (rng.random((12, 32, 28)) > 0.98) + rng.normal(0, 2, (12, 32, 28))
+    options = {"axes": "zyx", "voxel_size": (1, 0.5, 0.5), "chunks": (8, 8, 8), "levels": 2}
+    return write_image(image.astype("uint16"), f"{place}/in.ome.zarr", **options)
+
+
+def deconvolved(place, **options):
+    lucy = cr.RichardsonLucy(gaussian((0.8, 1.0, 1.0), truncate=2), iterations=2)
+    options = {"block_shape": (12, 16, 16), "cluster": "serial", "quiet": True} | options
+    return cr.run(lucy, f"{place}/in.ome.zarr", f"{place}/out.ome.zarr", **options)
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """What the job makes of the scene in a folder: the files of the output."""
+    folder = tmp_path_factory.mktemp("disk")
+    scene(folder)
+    deconvolved(folder)
+    return files(folder / "out.ome.zarr")
+
+
+def check_against(on_disk, client, bucket):
+    """Compare an output in a bucket with files, but for the group's document, which names the input."""
+    found, expected = objects(client, bucket, "out.ome.zarr"), dict(on_disk)
+    here, there = (json.loads(kind.pop("/zarr.json"))["attributes"]["ome"] for kind in (found, expected))
+    assert here == there
+    assert found == expected
+
+
+def test_a_job_between_buckets_gives_the_bytes_of_one_on_disk(client, bucket, tmp_path, monkeypatch, on_disk):
+    monkeypatch.chdir(tmp_path)
+    scene(f"s3://{bucket}")
+    report = deconvolved(f"s3://{bucket}")
+    assert report.outputs == [f"s3://{bucket}/out.ome.zarr"]
+    check_against(on_disk, client, bucket)
+    assert (tmp_path / "out.ome.zarr.chunkrestore" / "image" / "report.json").is_file()
+    written = b"".join(files(tmp_path).values())
+    assert servers.SECRET.encode() not in written
+    assert servers.KEY.encode() not in written
+    with pytest.raises(FileExistsError, match=r"`output` s3://.* exists"):
+        deconvolved(f"s3://{bucket}", work_folder=tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"`output` https://host/out\.zarr cannot be written"):
+        cr.run(Threshold(), f"s3://{bucket}/in.ome.zarr", "https://host/out.zarr", cluster="serial")
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_read_and_write_buckets(client, bucket, tmp_path, on_disk):
+    scene(f"s3://{bucket}")
+    deconvolved(f"s3://{bucket}", cluster="local", n_workers=2, work_folder=tmp_path / "work")
+    check_against(on_disk, client, bucket)
+
+
+def test_labels_are_made_beside_an_image_in_a_bucket(client, bucket, tmp_path):
+    for place in (f"s3://{bucket}", tmp_path / "disk"):
+        image = scene(place)
+        options = {
+            "block_shape": (12, 16, 16),
+            "cluster": "serial",
+            "quiet": True,
+            "work_folder": tmp_path / "w",
+        }
+        cr.run(Threshold(), image, image.path, label_name="cells", overwrite=True, **options)
+    made = open_image(f"s3://{bucket}/in.ome.zarr/labels/cells").data.compute()
+    np.testing.assert_array_equal(
+        made, open_image(tmp_path / "disk" / "in.ome.zarr" / "labels" / "cells").data
+    )
+    assert made.max() > 10
+
+
+def test_a_job_whose_bucket_fails_goes_on_later_without_doing_blocks_again(
+    proxy, client, bucket, tmp_path, on_disk
+):
+    scene(f"s3://{bucket}")
+    written = []
+
+    def refuse_after_some(line):
+        is_result = line.startswith("PUT") and "/out.ome.zarr/0/c/" in line
+        written.extend([line] if is_result else [])
+        return 403 if is_result and len(written) > 2 else None
+
+    proxy.fault = refuse_after_some
+    with pytest.raises(BlockError, match="refuses access"):
+        deconvolved(f"s3://{bucket}", work_folder=tmp_path)
+    with pytest.raises(ValueError, match="is unfinished"):
+        open_image(f"s3://{bucket}/out.ome.zarr")
+    proxy.fault = lambda line: None
+    proxy.requests.clear()
+    deconvolved(f"s3://{bucket}", work_folder=tmp_path)
+    again = [line for line in proxy.requests if line.startswith("PUT") and "/out.ome.zarr/0/c/" in line]
+    assert 0 < len(again) < len([key for key in on_disk if key.startswith("/0/c/")])
+    check_against(on_disk, client, bucket)
+
+
+@pytest.mark.slow
+def test_a_job_sits_out_a_fault_that_lasts_longer_than_a_request(proxy, client, bucket, tmp_path, on_disk):
+    scene(f"s3://{bucket}")
+    n_dropped = 0
+
+    def drop_some(line):
+        nonlocal n_dropped
+        hit = "/out.ome.zarr/0/c/" in line and n_dropped < 2
+        n_dropped += hit
+        return "drop" if hit else None
+
+    proxy.fault = drop_some
+    deconvolved(f"s3://{bucket}", work_folder=tmp_path)
+    assert n_dropped == 2
+    check_against(on_disk, client, bucket)
+    events = [json.loads(line) for line in (tmp_path / "image" / "events.jsonl").read_text().splitlines()]
+    retries = [event for event in events if event["event"] == "retry"]
+    assert {event["cause"] for event in retries} == {"transient"}

@@ -23,7 +23,7 @@ from chunkrestore.simulate import embryo
 TESTS = Path(__file__).parent
 NODE = TESTS / "slurm" / "single_node.py"
 ANALYSIS = TESTS / "slurm" / "analysis.py"
-BATCH = TESTS.parent / "examples" / "slurm.sbatch"
+EXAMPLES = TESTS.parent / "examples"
 
 PROFILE = {
     "kind": "slurm",
@@ -38,6 +38,7 @@ PROFILE = {
 PSF, ITERATIONS, BACKGROUND, BLOCK = gaussian((1.5, 1.0, 1.0)), 10, 100.0, (16, 32, 32)
 """Those of the script."""
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 DEADLINE = 120.0
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no SLURM: {', '.join(missing())} not installed")
@@ -141,6 +142,18 @@ def wait_for(condition, what):
         time.sleep(0.05)
 
 
+def write_pipeline(path, source, output):
+    """Write a pipeline that does what the script does, and its PSF beside it."""
+    write_psf(path.with_suffix(".tif"), PSF, cr.open_image(source).voxel_size)
+    lucy = {"operator": "richardson-lucy", "psf": path.with_suffix(".tif").name}
+    lucy |= {"iterations": ITERATIONS, "background": BACKGROUND}
+    steps = [lucy, {"operator": "threshold"}]
+    stores = {"input": str(source), "output": str(output)}
+    path.write_text(
+        json.dumps({**stores, "steps": steps, "block": BLOCK, "label_name": "nuclei"})
+    )  # JSON is YAML
+
+
 def test_a_job_runs(ask, tmp_path):
     ask("sbatch", "--wait", "--output=out.txt", "--wrap", "echo $SLURM_JOB_NUM_NODES")
     assert (tmp_path / "out.txt").read_text() == "1\n"
@@ -202,40 +215,47 @@ def test_a_job_goes_on_when_the_job_of_a_worker_is_cancelled(ask, started, site,
     assert tree(output) == tree(site / "local.zarr")
 
 
-def test_a_driver_that_runs_out_of_time_is_requeued_and_goes_on(ask, site, tmp_path):
-    """What SLURM does five minutes before the end of a job, at once: USR1 to the script that users submit."""
+@pytest.mark.parametrize("where", ["jobs", "allocation"])
+def test_a_job_that_runs_out_of_time_is_requeued_and_goes_on(ask, site, tmp_path, where):
+    """What SLURM does five minutes before the end of a job, at once: it sends USR1, as the script asked for."""
     output = tmp_path / "out.zarr"
-    psf = tmp_path / "psf.tif"
-    write_psf(psf, PSF, cr.open_image(site / "in.zarr").voxel_size)
-    lucy = {
-        "operator": "richardson-lucy",
-        "psf": str(psf),
-        "iterations": ITERATIONS,
-        "background": BACKGROUND,
-    }
-    pipeline = {
-        "input": str(site / "in.zarr"),
-        "output": str(output),
-        "steps": [lucy, {"operator": "threshold"}],
-        "block": BLOCK,
-        "label_name": "nuclei",
-    }
-    (tmp_path / "pipeline.yaml").write_text(json.dumps(pipeline))  # JSON is YAML
-    options = ("--parsable", "--mem=1G", "--output=driver.txt")
-    where = ("--cluster", "slurm", "--profile", site / "site.yaml")
-    job = ask("sbatch", *options, BATCH, "pipeline.yaml", *where)
+    write_pipeline(tmp_path / "pipeline.yaml", site / "in.zarr", output)
+    script, *arguments = {
+        "jobs": ("slurm.sbatch", "pipeline.yaml", "--cluster", "slurm", "--profile", site / "site.yaml"),
+        "allocation": ("slurm-allocation.sbatch", "pipeline.yaml"),
+    }[where]
+    receiver = {"jobs": ["--batch"], "allocation": []}[where]
+    size = {"jobs": ["--mem=1G"], "allocation": ["--ntasks=4", "--cpus-per-task=1", "--mem-per-cpu=1G"]}[
+        where
+    ]
+    job = ask("sbatch", "--parsable", "--output=driver.txt", *size, EXAMPLES / script, *arguments)
 
     def state():
         return dict(re.findall(r"(JobState|Restarts)=(\w+)", ask("scontrol", "show", "job", job)))
 
-    wait_for(lambda: workers(output) or state()["JobState"] == "FAILED", "the first blocks")
-    ask("scancel", "--signal=USR1", "--batch", job)
-    wait_for(lambda: state()["JobState"] in ("COMPLETED", "FAILED"), "the second try")
+    wait_for(lambda: workers(output) or state()["JobState"] in ENDED, "the first blocks")
+    assert state()["JobState"] == "RUNNING", (tmp_path / "driver.txt").read_text()
+    ask("scancel", "--signal=USR1", *receiver, job)
+    wait_for(lambda: state()["JobState"] in ENDED, "the second try")
     written = (tmp_path / "driver.txt").read_text()
     assert state() == {"JobState": "COMPLETED", "Restarts": "1"}, written
     assert "interrupted" in written
     assert set(finished(output).values()) == {1}
     assert tree(output) == tree(site / "local.zarr")
+
+
+@pytest.mark.slow
+def test_workers_leave_before_their_job_ends_and_others_follow(ask, site, tmp_path):
+    reference, output = tmp_path / "reference.zarr", tmp_path / "out.zarr"
+    # One job at a time. SLURM counts whole minutes, so that a worker has forty seconds for its last block.
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(PROFILE | {"jobs": 1, "walltime": "00:00:20"}))
+    where = ("--cluster", "slurm", "--profile", tmp_path / "short.yaml")
+    for store, options in ((reference, ("--cluster", "serial")), (output, where)):
+        ask(sys.executable, ANALYSIS, site / "in.zarr", store, "--iterations=60", *options, timeout=500.0)
+    assert len(workers(output)) > 1
+    assert not [line for line in lines(output, "events.jsonl") if line["event"] in ("retry", "failed")]
+    assert "TIMEOUT" not in ask("squeue", "--noheader", "--states=all", "--format=%T")
+    assert tree(output) == tree(reference)
 
 
 @pytest.mark.slow

@@ -11,6 +11,9 @@ THREADS_PER_WORKER = 2
 """Tasks that a worker runs at a time. One of them computes, under a lock of the process; the other reads its block
 or writes its result meanwhile, so that storage and processor are busy together."""
 
+PRELOAD = "chunkrestore.cluster.preload"
+"""Module that every worker process loads first."""
+
 CONFIGURATION: Mapping[str, Any] = {
     # StarDist's suppression holds the interpreter lock for minutes, during which a worker sends no heartbeat. The
     # default of five minutes would restart such a worker, and its block with it, for ever.
@@ -29,7 +32,7 @@ CONFIGURATION: Mapping[str, Any] = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    "distributed.worker.preload": ["chunkrestore.cluster.preload"],
+    "distributed.worker.preload": [PRELOAD],
 }
 """Dask's configuration of every cluster that is started here."""
 
@@ -73,7 +76,7 @@ def exported_configuration() -> dict[str, str]:
     return {
         f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value)
         for key, value in CONFIGURATION.items()
-        if not key.startswith(("distributed.scheduler.", "distributed.deploy."))
+        if key.startswith(("distributed.worker.memory.", "distributed.admin."))
     }
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ _LOOK_SECONDS = 1.0
 
 _ASK_SECONDS = 20.0
 """How often SLURM is asked for the driver's jobs, and only while workers are missing: it serves everyone."""
+
+_ASK_SOON_SECONDS = 5.0
+"""How soon SLURM is asked when a job has lost its workers: most likely it has ended."""
 
 _LONGEST_PAUSE_SECONDS = 600.0
 """Jobs that fail at once, one after the other, are submitted no more often than this."""
@@ -105,10 +108,15 @@ class Keeper:
                 await asyncio.wait_for(self._stopping.wait(), _LOOK_SECONDS)
             present = self._jobs_with_workers()
             self._brought |= present
-            pause = min(_ASK_SECONDS * 2 ** min(self._n_lost // self._n_jobs, 9), _LONGEST_PAUSE_SECONDS)
-            if len(present) < self._n_jobs and time.monotonic() - asked > pause:
+            if len(present) < self._n_jobs and time.monotonic() - asked > self._pause(present):
                 await self._replace_ended()
                 asked = time.monotonic()
+
+    def _pause(self, present: Set[str]) -> float:
+        """Return how long to wait before SLURM is asked again, when these jobs have workers."""
+        if self._brought - present:
+            return _ASK_SOON_SECONDS
+        return min(_ASK_SECONDS * 2 ** min(self._n_lost // self._n_jobs, 9), _LONGEST_PAUSE_SECONDS)
 
     async def _submit(self) -> None:
         """Submit jobs until there are enough; raises what ``sbatch`` says."""
@@ -174,7 +182,7 @@ def kept_running(cluster: Any, n_jobs: int) -> Iterator[Keeper]:
 
 
 async def _queue_of_user() -> dict[str, str] | None:
-    """Return the state of the user's queued and running jobs by id; None if SLURM does not answer."""
+    """Return the state of the user's jobs that have not ended, by id; None if SLURM does not answer."""
     try:
         process = await asyncio.create_subprocess_exec(
             *("squeue", "--me", "--noheader", "--format=%A %T %r"),
@@ -191,7 +199,7 @@ async def _queue_of_user() -> dict[str, str] | None:
     if process.returncode != 0:
         return None
     jobs = (line.split(maxsplit=2) for line in output.decode().splitlines() if line.strip())
-    return {job_id: f"{state.lower()} ({reason})" for job_id, state, reason in jobs}
+    return {job_id: f"{state.lower()} ({reason})" for job_id, state, reason in jobs if state != "COMPLETING"}
 
 
 def _said(error: RuntimeError) -> str:

@@ -27,16 +27,28 @@ def running_scheduler(cluster: str, profile: SchedulerProfile | None = None) -> 
     ------
     ValueError
         If it is no address, or one with TLS for which there are no credentials.
+    FileNotFoundError
+        If the profile names credentials that do not exist.
     ConnectionError
         If no scheduler answers.
     """
     from distributed import Client
 
-    try:
+    with _explained(cluster):
         address = _address(cluster)
-        security = _security(address, profile)
         _check_listens(address)
+    security = _security(address, profile)
+    with _explained(cluster):
         client = Client(address, timeout=_TIMEOUT_SECONDS, security=security, set_as_default=False)
+    with client:
+        yield client
+
+
+@contextmanager
+def _explained(cluster: str) -> Iterator[None]:
+    """Raise what goes wrong on the way to a scheduler with what was asked for."""
+    try:
+        yield
     except OSError as error:
         raise ConnectionError(
             f"no Dask scheduler answers at `cluster` {cluster!r}; check the address, or start one with "
@@ -44,8 +56,6 @@ def running_scheduler(cluster: str, profile: SchedulerProfile | None = None) -> 
         ) from error
     except ValueError as error:
         raise ValueError(f"`cluster` {cluster!r} is no address of a Dask scheduler: {error}") from error
-    with client:
-        yield client
 
 
 def _address(cluster: str) -> str:
@@ -81,7 +91,7 @@ def _security(address: str, profile: SchedulerProfile | None) -> Security:
         if missing:
             keys = ", ".join(f"`{name.removeprefix('tls_').removeprefix('client_')}`" for name in missing)
             raise ValueError(
-                f"TLS needs {keys} in a profile of kind scheduler, or in Dask's own configuration "
+                f"{address} needs {keys} in a profile of kind scheduler, or in Dask's own configuration "
                 "(distributed.comm.tls)"
             )
     return security

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chunkrestore.cluster.environment import (
+    PRELOAD,
     THREADS_PER_WORKER,
     configured,
     exported_configuration,
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from distributed import Client, Security
 
 INSTALL = "needs dask-jobqueue and cryptography: pip install 'chunkrestore[slurm]'"
-
-_PRELOAD = "chunkrestore.cluster.preload"
 
 _LONGEST_GRACE_SECONDS = 900.0
 """Workers leave at most this long before their job's limit."""
@@ -109,7 +108,7 @@ def job_options(profile: SlurmProfile) -> dict[str, Any]:
         "worker_extra_args": [
             *("--lifetime", f"{lifetime}s", "--lifetime-stagger", f"{stagger}s"),
             *("--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"),
-            *("--preload", _PRELOAD, "--preload-nanny", _PRELOAD),
+            *("--preload", PRELOAD, "--preload-nanny", PRELOAD),
         ],
     }
 

@@ -54,10 +54,10 @@ class Conductor:
         n_before = len(record.finished)
         self.report.n_resumed += n_before
         # Those that failed last come first: whether their cause is mended shows at once.
-        again = list(record.failed)
+        again = dict.fromkeys(record.failed)
         todo = itertools.chain(again, (i for i in items if i not in record.finished and i not in again))
         failures: list[Failed] = []
-        with self._stage(name, len(items), n_before) as told:
+        with self._stage(name, items, n_before) as told:
             for happening in self.runner.map(function, todo, arguments):
                 told(happening)
                 if isinstance(happening, Finished):
@@ -78,7 +78,7 @@ class Conductor:
         self, name: str, items: Collection[Item], function: Callable[..., Any], arguments: Arguments
     ) -> Iterator[tuple[Item, Any]]:
         """Yield items with their results; nothing is noted in the ledger, and the first failure is the end."""
-        with self._stage(name, len(items)) as told:
+        with self._stage(name, items) as told:
             for happening in self.runner.map(function, items, arguments):
                 told(happening)
                 if isinstance(happening, Failed):
@@ -87,20 +87,25 @@ class Conductor:
                     yield happening.item, happening.outcome.result
 
     @contextmanager
-    def _stage(self, name: str, n_items: int, n_before: int = 0) -> Iterator[Callable[[Happening], None]]:
+    def _stage(
+        self, name: str, items: Collection[Item], n_before: int = 0
+    ) -> Iterator[Callable[[Happening], None]]:
         """Show and time a stage; yields a function that is told what happens."""
-        self.events.emit("stage", stage=name, n_items=n_items, n_done=n_before)
-        started = time.monotonic()
-        with self.timed(name), self.progress.stage(name, n_items, n_before) as advance:
+        self.events.emit("stage", stage=name, n_items=len(items), n_done=n_before)
+        started, n_voxels = time.monotonic(), getattr(items, "n_voxels", None)
+        shown = self.progress.stage(name, len(items), n_before, n_voxels=n_voxels)
+        with self.timed(name), shown as advance:
 
             def told(happening: Happening) -> None:
                 kind, fields = _event_of(happening)
                 self.events.emit(kind, stage=name, **fields)
                 if isinstance(happening, Finished):
-                    advance()
+                    advance(happening.outcome.total)
+                elif isinstance(happening, Retried):
+                    advance.note("retry")
+                    self.report.n_retried += 1
                 else:
-                    advance.note(kind)
-                    self.report.n_retried += isinstance(happening, Retried)
+                    advance.note("failed")
 
             yield told
         self.events.emit("stage_end", stage=name, seconds=round(time.monotonic() - started, 3))

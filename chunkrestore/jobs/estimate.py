@@ -12,6 +12,7 @@ from chunkrestore.cluster import Cluster, connect
 from chunkrestore.jobs.passes import format_nbytes
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.probe import PassProbe, StageProbe, probe_plan
+from chunkrestore.jobs.progress import format_seconds
 from chunkrestore.ome_zarr import OmeZarrImage
 
 
@@ -164,14 +165,6 @@ def estimate(
             ]
             of_workers = client.gather(futures)
     return _estimate(plan, of_workers)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time for people."""
-    for unit, length in (("s", 100.0), ("min", 100 * 60.0), ("h", 48 * 3600.0)):
-        if seconds < length:
-            return f"{seconds / {'s': 1, 'min': 60, 'h': 3600}[unit]:.3g} {unit}"
-    return f"{seconds / 86400:.3g} d"
 
 
 def _estimate(plan: Plan, of_workers: Sequence[Sequence[PassProbe]]) -> Estimate:

@@ -14,7 +14,8 @@ import numpy as np
 
 import chunkrestore
 from chunkrestore.jobs.ledger import Ledger, digest
-from chunkrestore.jobs.plan import Pass, Plan
+from chunkrestore.jobs.passes import Pass
+from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
 from chunkrestore.ome_zarr import (
     ImageWriter,

@@ -105,7 +105,6 @@ class Lock:
         until = time.monotonic() + wait_s
         try:
             with _explained(self.path.parent):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 while (other := self._try(own)) is not None:
                     if time.monotonic() >= until:
                         raise LockedError(_refusal(self.path, other))
@@ -174,6 +173,14 @@ class Lock:
 
     def _try(self, own: Holder) -> Holder | None:
         """Take the lock if it is free or its holder dead; return who is in the way otherwise."""
+        for _ in range(_N_TRIES):
+            # A driver that is done may have removed the folder just after it was made sure of here.
+            with suppress(FileNotFoundError):
+                return self._try_once(own)
+        return self._try_once(own)
+
+    def _try_once(self, own: Holder) -> Holder | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         found = None
         with draft(self.path.parent, own) as mine:
             for _ in range(_N_TRIES):

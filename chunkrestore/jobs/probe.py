@@ -18,6 +18,7 @@ from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.stages import RANGE
 from chunkrestore.jobs.tasks import apply_within_memory
+from chunkrestore.ome_zarr.layout import level_chunks
 from chunkrestore.ome_zarr.pyramid import downsample_labels, downsample_mean
 from chunkrestore.ome_zarr.writer import COMPRESSIONS
 from chunkrestore.operators.base import LabelOperator, PilotOperator, Table
@@ -228,10 +229,14 @@ class _Probing:
             return None
         return self._stage(name, n_voxels=sum(map(math.prod, levels[:-1])))
 
+    def _chunks(self, level: int) -> tuple[int, ...]:
+        """Return the chunk shape of a level, which is clipped to it."""
+        return level_chunks(self.work.levels[level], self.work.chunks, self.work.shards)[0]
+
     def _store(self, result: np.ndarray, pyramid: StageProbe | None) -> float:
         """Compress a result as it would be stored, and the level above it; return the seconds of the former."""
         started = time.perf_counter()
-        encoded = _encoded(result, self.work.chunks)
+        encoded = _encoded(result, self._chunks(0))
         seconds = time.perf_counter() - started
         self.found.stored.append((sum(map(len, encoded)), result.nbytes))
         if pyramid is not None:
@@ -242,7 +247,7 @@ class _Probing:
             factors = [-(-a // b) for a, b in zip(levels[0], levels[1], strict=True)]
             reduce = downsample_labels if self.work.makes_labels else downsample_mean
             reduced = reduce(result, factors)
-            encoded = _encoded(reduced, self.work.chunks)
+            encoded = _encoded(reduced, self._chunks(1))
             pyramid.add(time.perf_counter() - started, result.size)
             self.found.stored_reduced.append((sum(map(len, encoded)), reduced.nbytes))
         return seconds

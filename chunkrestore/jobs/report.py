@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from chunkrestore.jobs.plan import format_nbytes
+from chunkrestore.jobs.passes import format_nbytes
 
 _LINE_SECONDS = 60.0
 """Interval of progress lines where there is no terminal: a bar would fill a cluster's log files."""

@@ -21,6 +21,7 @@ def save_request(
 
     What cannot be kept (an operator of the user's own, say) is said there, and again by who tries to resume.
     """
+    content: dict[str, Any]
     try:
         save_operators(operators, folder)
         content = {"source": _selection(image), "options": dict(options)}

@@ -20,11 +20,12 @@ from chunkrestore.jobs.events import Events
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
 from chunkrestore.jobs.lock import Lock
+from chunkrestore.jobs.places import ClusterLostError
 from chunkrestore.jobs.plan import Plan, make_plan, with_depth
 from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.report import Report
 from chunkrestore.jobs.request import load_request, save_request
-from chunkrestore.jobs.runner import BlockError, ClusterLostError, Runner, draining, message_of
+from chunkrestore.jobs.runner import BlockError, Runner, draining, message_of
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
 from chunkrestore.ome_zarr.store import location, writable

@@ -13,21 +13,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chunkrestore.jobs.causes import Cause, RetryPolicy, cause_of
 from chunkrestore.jobs.ledger import Item
-from chunkrestore.jobs.phases import Outcome, observed
+from chunkrestore.jobs.phases import Outcome
+from chunkrestore.jobs.places import place_for
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
-
-_WINDOW_PER_THREAD = 2
-"""Tasks in flight per worker thread: one that runs and one behind it to hide the scheduler's latency."""
-
-_REFRESH_SECONDS = 5.0
-"""How often the worker threads are counted again: workers of a batch system come and go."""
+    from distributed import Client
 
 _PATIENCE_SECONDS = 1.0
 """Longest wait for a task before signals, delays and the scheduler are looked at again."""
@@ -85,10 +79,6 @@ class BlockError(RuntimeError):
 
 
 _MOST_NAMED = 5
-
-
-class ClusterLostError(ConnectionError):
-    """The scheduler is gone; what is finished is kept, and the job can be resumed."""
 
 
 class Draining:
@@ -160,7 +150,7 @@ class Runner:
             If the scheduler goes away.
         """
         waiting = _Waiting(iter(items), self._policy)
-        place: _Place = _InProcess() if self._client is None else _OnCluster(self._client)
+        place = place_for(self._client)
         with draining.heeded():
             try:
                 while not waiting.exhausted or place.n_running:
@@ -175,8 +165,11 @@ class Runner:
                         draining.wait(waiting.seconds())
                         continue
                     patience = waiting.seconds() if place.n_running < place.window() else _PATIENCE_SECONDS
-                    for item, outcome, error in place.ended(patience):
-                        yield Finished(item, outcome) if error is None else waiting.judge(item, error)
+                    for item, ending in place.ended(patience):
+                        if isinstance(ending, Outcome):
+                            yield Finished(item, ending)
+                        else:
+                            yield waiting.judge(item, ending)
             finally:
                 place.abandon()
 
@@ -234,139 +227,6 @@ class _Waiting:
         if not self._ahead:
             self._ahead.extend(item for _, item in zip(range(1), self._fresh, strict=False))
         return bool(self._ahead)
-
-
-Ended: TypeAlias = tuple[Item, Outcome, None] | tuple[Item, None, BaseException]
-"""An item with what its task gave, or with its error."""
-
-
-class _Place(Protocol):
-    """Where tasks run, several at a time."""
-
-    @property
-    def n_running(self) -> int:
-        """Tasks that were started and not yet handed out as ended."""
-
-    def window(self) -> int:
-        """How many tasks may be in flight."""
-
-    def start(self, function: Callable[..., Any], item: Item, arguments: tuple[Any, ...]) -> None:
-        """Start a task."""
-
-    def ended(self, timeout: float) -> Iterator[Ended]:
-        """Yield tasks that have ended; wait up to `timeout` seconds for the first."""
-
-    def abandon(self) -> None:
-        """Give up what still runs."""
-
-
-class _InProcess:
-    """One task after the other, in the driver itself."""
-
-    def __init__(self) -> None:
-        self._ended: list[Ended] = []
-
-    @property
-    def n_running(self) -> int:
-        return len(self._ended)
-
-    def window(self) -> int:
-        return 1
-
-    def start(self, function: Callable[..., Any], item: Item, arguments: tuple[Any, ...]) -> None:
-        try:
-            self._ended.append((item, observed(function, item, *arguments), None))
-        except Exception as error:
-            self._ended.append((item, None, error))
-
-    def ended(self, timeout: float) -> Iterator[Ended]:
-        while self._ended:
-            yield self._ended.pop()
-
-    def abandon(self) -> None:
-        self._ended.clear()
-
-
-class _OnCluster:
-    """Several tasks at a time, on the workers of a Dask cluster."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._running: dict[Any, tuple[Future, Item]] = {}
-        self._done: SimpleQueue[Any] = SimpleQueue()
-        self._counted = -_REFRESH_SECONDS
-        self._window = 0
-
-    @property
-    def n_running(self) -> int:
-        return len(self._running)
-
-    def window(self) -> int:
-        if time.monotonic() - self._counted > _REFRESH_SECONDS:
-            with _scheduler_needed():
-                n_threads = sum(self._client.nthreads().values())
-            self._window = _WINDOW_PER_THREAD * max(1, n_threads)
-            self._counted = time.monotonic()
-        return self._window
-
-    def start(self, function: Callable[..., Any], item: Item, arguments: tuple[Any, ...]) -> None:
-        with _scheduler_needed():
-            future = self._client.submit(observed, function, item, *arguments, pure=False)
-            self._running[future.key] = future, item
-            future.add_done_callback(self._note)
-
-    def _note(self, future: Future) -> None:
-        self._done.put(future.key)
-
-    def ended(self, timeout: float) -> Iterator[Ended]:
-        try:
-            key = self._done.get(timeout=timeout)
-        except Empty:
-            if self._client.status != "running":
-                raise ClusterLostError(_LOST) from None
-            return
-        future, item = self._running.pop(key)
-        # Released at once: a result that is still held when its worker dies would be computed again.
-        ended = _ending(future, item)
-        future.release()
-        del future
-        yield ended
-
-    def abandon(self) -> None:
-        if self._running and self._client.status == "running":
-            self._client.cancel([future for future, _ in self._running.values()])
-        self._running.clear()
-
-
-_LOST = "the Dask scheduler is gone; what is finished is kept"
-
-
-@contextmanager
-def _scheduler_needed() -> Iterator[None]:
-    """Turn what Dask raises without a scheduler into `ClusterLostError`."""
-    from distributed import CancelledError
-
-    try:
-        yield
-    except (OSError, CancelledError) as error:
-        raise ClusterLostError(_LOST) from error
-
-
-def _ending(future: Future, item: Item) -> Ended:
-    """Return how a task has ended, fetching its result."""
-    if future.status != "error":
-        try:
-            with _scheduler_needed():
-                return (
-                    item,
-                    future.result(),
-                    None,
-                )  # raises if cancelled, as all are when the scheduler is lost
-        except Exception:
-            # A result that was lost with its worker is computed again, and that may have failed.
-            if future.status != "error":
-                raise
-    return item, None, future.exception()
 
 
 def place_of(item: Item) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import tasks
 from chunkrestore.jobs.conductor import Conductor
 from chunkrestore.jobs.ledger import Item
-from chunkrestore.jobs.plan import Pass
+from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.report import Seam
 from chunkrestore.jobs.runner import Arguments, BlockError
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, pyramid_blocks
@@ -269,6 +270,11 @@ class Items(Collection[Item]):
 
     grid: BlockGrid
     planes: tuple[Plane, ...]
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels in all cores together."""
+        return len(self.planes) * math.prod(self.grid.shape)
 
     def __len__(self) -> int:
         return len(self.planes) * len(self.grid)

@@ -88,16 +88,12 @@ def apply_within_memory(
     """
     blocks = chain(operators, core, shape, index)
     try:
-        with phase("read"):
-            image = read(blocks[0].read)
-        with computing():
-            return apply_chain(operators, blocks, image, device), 1
+        return _apply(operators, blocks, read, device), 1
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         why = str(error) or type(error).__name__
     # Outside the handler: the error's traceback holds the arrays that did not fit.
-    image = None
     release_memory()
     lengths = [s.stop - s.start for s in core]
     axis = int(np.argmax(lengths))
@@ -114,6 +110,18 @@ def apply_within_memory(
         for end in ends
     ]
     return np.concatenate([result for result, _ in halves], axis=axis), sum(n for _, n in halves)
+
+
+def _apply(
+    operators: Sequence[ImageOperator],
+    blocks: Sequence[Block],
+    read: Callable[[Slices], np.ndarray],
+    device: str,
+) -> np.ndarray:
+    with phase("read"):
+        image = read(blocks[0].read)
+    with computing():
+        return apply_chain(operators, blocks, image, device)
 
 
 def summarize(item: Item, source: RegionReader, grid: BlockGrid) -> statistics.Summary:
@@ -195,10 +203,7 @@ def probe_seam(
     )
     deeper = [_deepened(operator, grid.shape) for operator in operators]
     blocks = chain(deeper, core, grid.shape)
-    with phase("read"):
-        image = source.read(t, c, blocks[0].read)
-    with computing():
-        reference = apply_chain(deeper, blocks, image, device)
+    reference = _apply(deeper, blocks, lambda region: source.read(t, c, region), device)
     error = written.read(t, c, core).astype(np.float64) - reference
     return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
 

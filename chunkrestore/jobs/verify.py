@@ -55,6 +55,10 @@ class _Part:
     record: StageRecord
     region: Callable[[Item], Slices]
 
+    def arguments(self, item: Item) -> tuple[Any, ...]:
+        """Return the arguments of the task that reads a block again."""
+        return self.array, self.region(item)
+
 
 def verify(
     output: str | os.PathLike[str],
@@ -112,9 +116,7 @@ def _verify(output: str, folder: Path, runner: Runner, progress: Progress) -> Ve
         return found
     for part in parts:
         with progress.stage(f"verify {part.stage}", len(part.record.finished)) as advance:
-            for happening in runner.map(
-                tasks.checksum, part.record.finished, lambda item, part=part: (part.array, part.region(item))
-            ):
+            for happening in runner.map(tasks.checksum, part.record.finished, part.arguments):
                 if isinstance(happening, Failed):
                     advance.note("failed")
                     found.problems.append(f"{part.stage}, {place_of(happening.item)}: {happening.message}")
@@ -165,5 +167,5 @@ def _cores(grid: BlockGrid) -> Callable[[Item], Slices]:
 
 
 def _regions(level: RegionReader, k: int) -> Callable[[Item], Slices]:
-    regions = {(r.t, r.c, i): r.slices for i, r in enumerate(level_blocks(level, k))}
+    regions: dict[Item, Slices] = {(r.t, r.c, i): r.slices for i, r in enumerate(level_blocks(level, k))}
     return regions.__getitem__

@@ -76,6 +76,11 @@ def names(folder: str) -> list[str] | None:
     return sorted(p.name for p in path.iterdir()) if path.exists() else None
 
 
+def is_free(path: str) -> bool:
+    """Return whether nothing lies at `path`, or an empty folder."""
+    return not Path(path).is_file() and not names(path)
+
+
 def is_file(path: str) -> bool:
     """Return whether a plain file lies at `path`."""
     return Path(path).is_file()

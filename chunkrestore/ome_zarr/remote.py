@@ -11,6 +11,7 @@ handles and manifests hold no secret:
 ``AWS_REGION``                                     region of the bucket, ``us-east-1`` by default
 ``AWS_ENDPOINT_URL``, ``AWS_ENDPOINT_URL_S3``      another server than Amazon's
 ``AWS_CA_BUNDLE``                                  file with certificates to trust besides those of the system
+``SSL_CERT_FILE``                                  the same for web servers
 =================================================  =======================================================
 
 Profiles in ``~/.aws`` and roles of EC2 machines are not read.
@@ -80,6 +81,19 @@ def location(url: str) -> str:
             f"`store` {shown!r} must name a bucket or server, without empty, '.' or '..' components"
         )
     return f"{parts.scheme}://{host}/{key}".rstrip("/")
+
+
+def writable(url: str) -> str:
+    """Return `url` if something can be written there; nothing is looked up.
+
+    Raises
+    ------
+    ValueError
+        If it is an HTTP(S) URL.
+    """
+    if not url.startswith("s3:"):
+        raise ValueError(f"`output` {url} cannot be written: web servers are read only; use s3:// or a path")
+    return url
 
 
 def join(folder: str, *parts: str) -> str:
@@ -163,6 +177,11 @@ def names(folder: str) -> list[str] | None:
     paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
     # Some tools mark a folder by an empty object of its name.
     return sorted({PurePosixPath(path).name for path in paths if path != key}) or None
+
+
+def is_free(url: str) -> bool:
+    """Return whether nothing lies at `url` or below it; a `ValueError` for HTTP(S), as of `names`."""
+    return names(url) is None and not is_file(url)
 
 
 def is_file(url: str) -> bool:
@@ -266,16 +285,3 @@ def _head(url: str) -> ObjectMeta | None:
             return obstore.head(client(root), key)
     except FileNotFoundError:
         return None
-
-
-def writable(url: str) -> str:
-    """Return `url` if its kind of store can be written.
-
-    Raises
-    ------
-    ValueError
-        If it is read only.
-    """
-    if not url.startswith("s3:"):
-        raise ValueError(f"`output` {url} cannot be written: web servers are read only; use s3:// or a path")
-    return url

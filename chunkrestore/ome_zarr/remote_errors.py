@@ -93,6 +93,11 @@ def _translated(error: Exception, url: str) -> Exception:
         return ConnectionError(f"{url}: {server} is busy or broken ({answer})")
     if status:
         return OSError(f"{url}: {server} answers {answer}")
+    if "certificate" in text:
+        return OSError(
+            f"{url}: the certificate of {server} is not trusted; name one in AWS_CA_BUNDLE, or for a web server"
+            " in SSL_CERT_FILE"
+        )
     if "kind: Connect" in text:
         return ConnectionError(f"{url}: {server} cannot be reached; check its address and the network")
     return ConnectionError(f"{url}: the connection to {server} broke ({brief(error)})")

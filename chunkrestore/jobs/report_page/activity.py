@@ -66,7 +66,7 @@ def _stage_row(name: str, stage: StageSummary, longest: float) -> tuple[Any, ...
 
 def _throughput(summary: Summary) -> list[Markup]:
     width = summary.seconds_per_moment
-    span = width * _COARSEST * max(1, math.ceil(summary.now / width / _COARSEST))
+    span = width * _COARSEST * (int(summary.now / width) // _COARSEST + 1)
     rows = []
     for name, stage in summary.stages.items():
         if n_blocks := stage.durations["total"].n:

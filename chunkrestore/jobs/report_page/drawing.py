@@ -10,7 +10,7 @@ from chunkrestore.jobs.report_page.markup import Markup, element
 
 _WIDTH = 960
 _LEFT = 130
-_RIGHT = 100
+_RIGHT = 130
 _ROW = 54
 _GAP = 14
 _AXIS = 26
@@ -66,13 +66,9 @@ def figure(title: str, rows: Sequence[Row], ticks: Sequence[Tick], marks: Sequen
     for mark in marks:
         x = _LEFT + mark * _PLOT
         parts.append(element("line", x1=x, x2=x, y1=0, y2=bottom - _GAP, class_="mark"))
-    return element(
-        "svg",
-        element("title", title),
-        *parts,
-        viewBox=f"0 0 {_WIDTH} {bottom + _AXIS - 8}",
-        role="img",
-    )
+    size = f"0 0 {_WIDTH} {bottom + _AXIS - 8}"
+    drawing = element("svg", element("title", title), *parts, viewBox=size, role="img")
+    return element("div", drawing, class_="scroll")
 
 
 def _row(row: Row, top: float) -> list[Markup]:

@@ -49,9 +49,9 @@ def section(title: str, *parts: Markup | None) -> Markup:
 
 
 def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], **attributes: Any) -> Markup:
-    """Return a table that scrolls by itself where the window is narrow; cells that hold numbers stand right."""
+    """Return a table that scrolls by itself where the window is narrow; only long cells break into lines."""
     body = [
-        element("tr", *(element("td", cell, class_="number" if _is_number(cell) else None) for cell in row))
+        element("tr", *(element("td", cell, class_="long" if _is_long(cell) else None) for cell in row))
         for row in rows
     ]
     titles = element("thead", element("tr", *(element("th", title) for title in head)))
@@ -70,5 +70,5 @@ def shortened(value: Any, length: int = 300) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _is_number(cell: Any) -> bool:
-    return not isinstance(cell, Markup) and str(cell)[:1].isdigit()
+def _is_long(cell: Any) -> bool:
+    return not isinstance(cell, Markup) and len(str(cell)) > 40

@@ -157,43 +157,45 @@ def _operator(operator: Mapping[str, Any]) -> Markup:
 def planned(job: Material) -> Markup:
     """Return the passes, and what they read, write and take."""
     plan = job.plan
-    rows = [
-        (
-            " → ".join(str(operator.get("operator")) for operator in work.get("operators", [])),
-            shape_text(work.get("n_blocks")),
-            shape_text(work.get("block_shape")),
-            "; ".join(shape_text(depth) for depth in work.get("depth", [])),
-            shape_text(work.get("chunks")),
-            f"{work['halo_overhead']:.2f}" if "halo_overhead" in work else "",
-        )
-        for work in plan.get("passes", [])
-    ]
     calibration = job.report.get("calibration") or job.manifest.get("calibration") or {}
+    several = f"{plan.get('n_timepoints', 1)} time points, {plan.get('n_channels', 1)} channels"
     return section(
         "Plan",
         facts(
             [
-                (
-                    "volume",
-                    f"{shape_text(plan.get('shape'))} {plan.get('dtype', '')}" if plan.get("shape") else None,
-                ),
-                (
-                    "time points, channels",
-                    f"{plan['n_timepoints']}, {plan['n_channels']}" if "n_channels" in plan else None,
-                ),
+                ("volume", f"{shape_text(plan.get('shape'))} {plan.get('dtype', '')}, {several}"),
                 ("read", _nbytes(plan, "read_nbytes")),
                 ("written, before compression", _nbytes(plan, "written_nbytes")),
-                ("memory of a block", _nbytes(plan, "memory_nbytes")),
-                ("memory of a worker", _nbytes(plan, "worker_nbytes")),
+                ("disk, before compression", _nbytes(plan, "disk_nbytes")),
             ]
+            if plan.get("shape")
+            else []
         ),
-        table(
-            ("pass", "blocks", "of voxels", "depth of halo", "chunks", "voxels read per voxel written"),
-            rows,
-            id="plan",
-        ),
+        table(_PASS_HEAD, (_pass_row(work) for work in plan.get("passes", [])), id="plan"),
         element("h3", "Calibration") if calibration else None,
         facts((key.replace("_", " "), shortened(value)) for key, value in calibration.items()),
+    )
+
+
+_PASS_HEAD = (
+    *("pass", "blocks", "of voxels", "depth of halo", "chunks", "read per voxel"),
+    *("memory of a block", "of a worker"),
+)
+
+
+def _pass_row(work: Mapping[str, Any]) -> tuple[Any, ...]:
+    stored = shape_text(work.get("chunks"))
+    if work.get("shards"):
+        stored += f" in shards {shape_text(work['shards'])}"
+    return (
+        " → ".join(str(operator.get("operator")) for operator in work.get("operators", [])),
+        shape_text(work.get("n_blocks")),
+        shape_text(work.get("block_shape")),
+        "; ".join(shape_text(depth) for depth in work.get("depth", [])),
+        stored,
+        f"{work['halo_overhead']:.2f}" if "halo_overhead" in work else "",
+        _nbytes(work, "memory_nbytes") or "",
+        _nbytes(work, "worker_nbytes") or "",
     )
 
 
