@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from chunkrestore.api import deconvolve, percentiles, restore, segment
-    from chunkrestore.jobs.run import plan, resume, run
+    from chunkrestore.jobs.run import estimate, plan, resume, run
     from chunkrestore.jobs.status import status
     from chunkrestore.jobs.verify import verify
     from chunkrestore.ome_zarr import open_image, write_image, write_labels
@@ -33,6 +33,7 @@ _HOME = {
     "percentiles": "chunkrestore.api",
     "run": "chunkrestore.jobs.run",
     "plan": "chunkrestore.jobs.run",
+    "estimate": "chunkrestore.jobs.run",
     "resume": "chunkrestore.jobs.run",
     "status": "chunkrestore.jobs.status",
     "verify": "chunkrestore.jobs.verify",
@@ -59,6 +60,7 @@ __all__ = [
     "UnmatchedRichardsonLucy",
     "Wiener",
     "deconvolve",
+    "estimate",
     "open_image",
     "percentiles",
     "plan",

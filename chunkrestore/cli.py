@@ -273,15 +273,24 @@ def run(pipeline: str, **options: Any) -> None:
 @cli.command()
 @click.argument("pipeline")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(pipeline: str, as_json: bool) -> None:
-    """Print what a pipeline would do; nothing is computed."""
+@click.option(
+    "--probe", type=click.IntRange(1), help="Compute so many blocks per worker and estimate the time."
+)
+@_with(CLUSTER_OPTIONS)
+def plan(pipeline: str, as_json: bool, probe: int | None, **options: Any) -> None:
+    """Print what a pipeline would do; nothing is written, and nothing computed without --probe."""
     import json
 
     from chunkrestore.pipeline import read_pipeline
 
-    operators, source, _, options = read_pipeline(pipeline)
-    made = _plan(operators, source, options)
-    click.echo(json.dumps(made.describe(), indent=1) if as_json else str(made))
+    operators, source, output, from_file = read_pipeline(pipeline)
+    made = _plan(operators, source, output, from_file)
+    text, values = str(made), made.describe()
+    if probe is not None:
+        where = {"cluster": options["profile"] or options["cluster"], "n_workers": options["n_workers"]}
+        found = _estimate(operators, source, from_file | where | {"n_probes": probe})
+        text, values = f"{text}\n{found}", values | {"estimate": found.describe()}
+    click.echo(json.dumps(values, indent=1) if as_json else text)
 
 
 @cli.command()
@@ -399,7 +408,7 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
     """Run or, with ``--dry-run``, print the plan."""
     dry_run, _ = options.pop("dry_run"), options.pop("verbose")
     if dry_run:
-        click.echo(str(_plan(operators, source, options)))
+        click.echo(str(_plan(operators, source, output, options)))
         return
     from chunkrestore.jobs.run import run as run_job
 
@@ -408,8 +417,22 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
         click.echo(str(report))
 
 
-def _plan(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
+_SELECTION = ("level", "timepoint", "channel", "region")
+_CUTTING = ("block_shape", "depth", "memory", "shards")
+
+
+def _plan(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> Any:
     from chunkrestore.jobs.run import plan as make
 
-    keys = ("block_shape", "depth", "memory", "level", "timepoint", "channel", "region", "shards")
-    return make(operators, source, **{key: options[key] for key in keys if key in options})
+    return make(operators, source, output, **_chosen(options, *_SELECTION, *_CUTTING))
+
+
+def _estimate(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
+    from chunkrestore.jobs.run import estimate
+
+    where = ("n_probes", "cluster", "n_workers", "device")
+    return estimate(operators, source, **_chosen(options, *_SELECTION, *_CUTTING, *where))
+
+
+def _chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}

@@ -60,7 +60,7 @@ async def _leave(worker: Worker) -> None:
     """
     from distributed.core import Status
 
-    worker.status = Status.paused  # takes no more tasks
+    worker.status = Status.paused  # takes no more tasks; nobody resumes it where memory pauses no worker
     while worker.state.executing_count:
         await asyncio.sleep(_POLL_SECONDS)
     deadline = time.monotonic() + _FETCH_SECONDS

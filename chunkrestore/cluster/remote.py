@@ -34,21 +34,9 @@ def running_scheduler(cluster: str, profile: SchedulerProfile | None = None) -> 
     """
     from distributed import Client
 
-    with _explained(cluster):
+    try:
         address = _address(cluster)
         _check_listens(address)
-    security = _security(address, profile)
-    with _explained(cluster):
-        client = Client(address, timeout=_TIMEOUT_SECONDS, security=security, set_as_default=False)
-    with client:
-        yield client
-
-
-@contextmanager
-def _explained(cluster: str) -> Iterator[None]:
-    """Raise what goes wrong on the way to a scheduler with what was asked for."""
-    try:
-        yield
     except OSError as error:
         raise ConnectionError(
             f"no Dask scheduler answers at `cluster` {cluster!r}; check the address, or start one with "
@@ -56,6 +44,13 @@ def _explained(cluster: str) -> Iterator[None]:
         ) from error
     except ValueError as error:
         raise ValueError(f"`cluster` {cluster!r} is no address of a Dask scheduler: {error}") from error
+    security = _security(address, profile)
+    try:
+        client = Client(address, timeout=_TIMEOUT_SECONDS, security=security, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(f"no connection to the Dask scheduler at `cluster` {cluster!r}: {error}") from error
+    with client:
+        yield client
 
 
 def _address(cluster: str) -> str:

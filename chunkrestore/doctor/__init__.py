@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from chunkrestore.doctor import libraries, machine, storage
+from chunkrestore.doctor import cuda, libraries, machine, storage
 from chunkrestore.doctor.facts import all_at_once, gather
 from chunkrestore.doctor.finding import Finding, State, healthy, table
 
@@ -35,7 +35,7 @@ def examine(store: str | os.PathLike[str] | None = None, *, quick: bool = False)
         for name, reason in failures.items()
         if name != "address"  # an address that is missing is judged
     ]
-    for check in (*libraries.CHECKS, *machine.CHECKS):
+    for check in (*libraries.CHECKS, *cuda.CHECKS, *machine.CHECKS):
         findings += _guarded(check.__name__, partial(check, facts))
     if store is not None:
         findings += _guarded("disk", partial(_at, store))
@@ -55,10 +55,10 @@ def _at(store: str | os.PathLike[str]) -> Iterable[Finding]:
 
 def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """Return the findings of a check; its failure is one."""
-    findings = []
+    findings: list[Finding] = []
     try:
-        for finding in check():
-            findings.append(finding)
+        # One by one: those before a failure count.
+        findings.extend(check())
     except Exception as error:
         findings.append(Finding(name, "warning", f"could not be judged: {type(error).__name__}: {error}"))
     return findings

@@ -118,7 +118,8 @@ def gather(*, quick: bool = False) -> tuple[Facts, dict[str, str]]:
     from chunkrestore.backend import free_memory_nbytes
     from chunkrestore.cluster import usable_cores
 
-    versions, requires = _distributions()
+    installed, unknown = all_at_once({"distributions": _distributions}, _COMMAND_SECONDS)
+    versions, requires = installed.get("distributions", ({}, {}))
     questions: dict[str, Callable[[], Any]] = {
         "driver": _driver,
         "programs": lambda: {name: path for name in ("sbatch", "srun") if (path := shutil.which(name))},
@@ -142,7 +143,7 @@ def gather(*, quick: bool = False) -> tuple[Facts, dict[str, str]]:
         environment=dict(os.environ),
         host=socket.gethostname(),
         **answers,
-    ), failures
+    ), failures | unknown
 
 
 def all_at_once(
@@ -264,9 +265,9 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
         paths = [line.split(":", 2)[2] for line in own.read_text().splitlines()]
     except OSError:
         return None
-    folders = {base / path.lstrip("/") for base in (root, root / "cpu") for path in paths}
+    own_groups = [base / path.lstrip("/") for base in (root, root / "cpu") for path in paths]
     quotas = []
-    for folder in {parent for folder in folders for parent in (folder, *folder.parents)}:
+    for folder in {folder for group in own_groups for folder in (group, *group.parents)}:
         try:
             if (folder / "cpu.max").is_file():
                 used, period = (folder / "cpu.max").read_text().split()

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ from dask.utils import parse_bytes
 from chunkrestore.backend import free_memory_nbytes, to_device
 from chunkrestore.cluster import Cluster, connect, usable_cores
 from chunkrestore.cluster.allocation import in_allocation
+from chunkrestore.jobs.estimate import Estimate
+from chunkrestore.jobs.estimate import estimate as probe
 from chunkrestore.jobs.events import Events
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
@@ -28,7 +31,7 @@ from chunkrestore.jobs.request import load_request, save_request
 from chunkrestore.jobs.runner import BlockError, Runner, draining, message_of
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
-from chunkrestore.ome_zarr.store import location, writable
+from chunkrestore.ome_zarr.store import free_nbytes, location, writable
 from chunkrestore.operators.base import ImageOperator, Operator
 from chunkrestore.operators.calibration import calibrate as find_depth
 
@@ -43,6 +46,7 @@ formulas, which are those of the host, do not count: unswept iterations and the 
 def plan(
     operators: Operator | Sequence[Operator],
     source: Store | OmeZarrImage,
+    output: Store | None = None,
     *,
     block_shape: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
@@ -55,10 +59,42 @@ def plan(
 ) -> Plan:
     """Return what `run` would do with the same arguments, from metadata alone.
 
-    Parameters are those of `run`. Nothing is computed and nothing is written.
+    Parameters are those of `run`; with `output` the plan tells how much space is free there. Nothing is computed
+    and nothing is written.
     """
     image = _select(source, level, timepoint, channel, region)
-    return _plan(operators, image, block_shape, depth, budget(memory, "cpu", None), shards)
+    made = _plan(operators, image, block_shape, depth, budget(memory, "cpu", None), shards)
+    return made if output is None else replace(made, free_nbytes=free_nbytes(location(output)))
+
+
+def estimate(
+    operators: Operator | Sequence[Operator],
+    source: Store | OmeZarrImage,
+    *,
+    n_probes: int = 3,
+    cluster: Cluster = "auto",
+    n_workers: int | None = None,
+    device: str = "cpu",
+    level: int = 0,
+    timepoint: int | Sequence[int] | None = None,
+    channel: str | int | Sequence[str | int] | None = None,
+    region: Region | None = None,
+    **cutting: Any,
+) -> Estimate:
+    """Return how long `run` would take with the same arguments, from a few blocks that are computed and dropped.
+
+    Parameters
+    ----------
+    operators, source, cluster, n_workers, device, level, timepoint, channel, region
+        As for `run`.
+    n_probes
+        Blocks of every pass that each worker computes.
+    **cutting
+        `block_shape`, `depth`, `memory` and `shards`, as for `run`.
+    """
+    image = _select(source, level, timepoint, channel, region)
+    made = plan(operators, image, **cutting)
+    return probe(made, image, n_probes=n_probes, cluster=cluster, n_workers=n_workers, device=device)
 
 
 def run(

@@ -57,7 +57,8 @@ def create_labels(
     Parameters
     ----------
     store
-        Path of the image that gets the labels. Without an image there, a group that holds only labels.
+        Path or ``s3://`` URL of the image that gets the labels. Without an image there, a group that holds only
+        labels.
     name
         Letters, digits, ``_``, ``-``, ``.`` and spaces.
     shape

@@ -24,7 +24,8 @@ def open_image(
     Parameters
     ----------
     store
-        Path of the group. An image that is open already is returned as it is.
+        Path of the group, or its URL (``s3://``, ``https://``, ``http://``; `chunkrestore.ome_zarr.remote`). An
+        image that is open already is returned as it is.
     axes
         One letter of ``tczyx`` per array axis, in the order of the array; needed for a plain zarr array,
         otherwise taken from the metadata.
@@ -37,6 +38,8 @@ def open_image(
         If `store`, or an array that its metadata names, does not exist.
     ValueError
         If it is no OME-Zarr image, or does not conform to its version; the message names the key.
+    PermissionError, ConnectionError, TimeoutError
+        If a server refuses access, or cannot be reached.
     """
     if isinstance(store, OmeZarrImage):
         return store

@@ -12,6 +12,8 @@ handles and manifests hold no secret:
 ``AWS_ENDPOINT_URL``, ``AWS_ENDPOINT_URL_S3``      another server than Amazon's
 ``AWS_CA_BUNDLE``                                  file with certificates to trust besides those of the system
 ``SSL_CERT_FILE``                                  the same for web servers
+``ZARR_ASYNC__CONCURRENCY``                        chunks under way at a time, 10 by default; over 50 ms of latency, 64
+                                                   read 3.7 times faster (``write``: 1.3 times)
 =================================================  =======================================================
 
 Profiles in ``~/.aws`` and roles of EC2 machines are not read.

@@ -87,13 +87,21 @@ def _translated(error: Exception, url: str) -> Exception:
         )
     if "redirect without LOCATION" in text or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
         return OSError(f"{url}: the bucket lies in another region; set AWS_REGION to that of the bucket")
-    if "kind: Timeout" in text or code == "RequestTimeout":
-        return TimeoutError(f"{url}: {server} did not answer in time")
+    if code == "RequestTimeout":
+        return TimeoutError(f"{url}: {server} waited too long for a request")
     if status in (408, 429) or status >= 500:
         return ConnectionError(f"{url}: {server} is busy or broken ({answer})")
     if status:
         return OSError(f"{url}: {server} answers {answer}")
-    if "certificate" in text:
+    return _without_answer(error, url)
+
+
+def _without_answer(error: Exception, url: str) -> OSError:
+    """Return the error to raise where no answer came, or not all of it."""
+    text, server = str(error), _server(url)
+    if "kind: Timeout" in text:
+        return TimeoutError(f"{url}: {server} did not answer in time")
+    if "InvalidCertificate" in text:
         return OSError(
             f"{url}: the certificate of {server} is not trusted; name one in AWS_CA_BUNDLE, or for a web server"
             " in SSL_CERT_FILE"

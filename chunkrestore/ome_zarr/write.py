@@ -49,7 +49,8 @@ def create_image(
     Parameters
     ----------
     store
-        Path of the new group. It must not exist, be empty, or, with `overwrite`, be an OME-Zarr image.
+        Path or ``s3://`` URL of the new group. It must not exist, be empty, or, with `overwrite`, be an OME-Zarr
+        image.
     shape, dtype
         Of level 0, all axes; dtype one of uint8, uint16, int16, float32.
     axes
@@ -166,26 +167,29 @@ def _claim(path: str, storage: Storage, plans: Sequence[LevelPlan], *, overwrite
         raise FileExistsError(f"{path} already holds {what}, or pass overwrite=True (--overwrite)")
     if has_labels:
         _check_labels_fit(path, node.zarr_format, storage, plans)
-    _remove_levels(path, node.zarr_format, ome, state, storage)
+    levels = _levels_to_remove(path, ome, state)
+    for level in {str(k) for k in range(len(plans))} - set(levels):
+        stores.check_place(path, level, own=True)
+    # Until they are gone, the group is marked as unfinished.
+    mark_unfinished(path, node.zarr_format, {"state": "creating", "levels": levels})
+    for level in levels:
+        stores.remove_member(path, level)
+    if node.zarr_format != storage.zarr_format:
+        stores.forget_group(path)
 
 
-def _remove_levels(path: str, old_format: int, ome: Json, state: Any, storage: Storage) -> None:
-    """Remove the arrays of an image; until they are gone, the group is marked as unfinished.
+def _levels_to_remove(path: str, ome: Json, state: Any) -> list[str]:
+    """Return the paths of the arrays of an image.
 
     Raises
     ------
     ValueError
-        Before anything is touched, if a level is no array or lies behind a link.
+        If one of them is no array or lies behind a link.
     """
     multiscales = metadata.as_dicts(ome.get("multiscales"))
     datasets = [d.get("path") for m in multiscales for d in metadata.as_dicts(m.get("datasets"))]
     planned = state.get("levels") if isinstance(state, dict) else None
-    members = [_check_level(m, path) for m in datasets or (planned if isinstance(planned, list) else [])]
-    mark_unfinished(path, old_format, {"state": "creating", "levels": members})
-    for member in members:
-        stores.remove_member(path, member)
-    if old_format != storage.zarr_format:
-        stores.forget_group(path)
+    return [_check_level(m, path) for m in datasets or (planned if isinstance(planned, list) else [])]
 
 
 def _check_level(member: object, path: str) -> str:

@@ -295,7 +295,10 @@ class Summary:
             self.runs[-1].message = str(event.get("message") or self.runs[-1].message)
 
     def _stage(self, name: str) -> StageSummary:
-        return self.stages.setdefault(kind_of(name), StageSummary())
+        kind = kind_of(name)
+        if kind not in self.stages:
+            self.stages[kind] = StageSummary()
+        return self.stages[kind]
 
     def _moment(self) -> int:
         while self.now >= _N_MOMENTS * self.seconds_per_moment:
