@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from chunkrestore.api import deconvolve, percentiles, restore, segment
-    from chunkrestore.jobs.run import estimate, plan, resume, run
+    from chunkrestore.jobs.prepare import estimate, plan
+    from chunkrestore.jobs.run import resume, run
     from chunkrestore.jobs.status import status
     from chunkrestore.jobs.verify import verify
     from chunkrestore.ome_zarr import open_image, write_image, write_labels
@@ -32,8 +33,8 @@ _HOME = {
     "segment": "chunkrestore.api",
     "percentiles": "chunkrestore.api",
     "run": "chunkrestore.jobs.run",
-    "plan": "chunkrestore.jobs.run",
-    "estimate": "chunkrestore.jobs.run",
+    "plan": "chunkrestore.jobs.prepare",
+    "estimate": "chunkrestore.jobs.prepare",
     "resume": "chunkrestore.jobs.run",
     "status": "chunkrestore.jobs.status",
     "verify": "chunkrestore.jobs.verify",

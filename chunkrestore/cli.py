@@ -412,7 +412,7 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
         return
     from chunkrestore.jobs.run import run as run_job
 
-    report = run_job(operators, source, output, **options)
+    report = run_job(operators, source, output, page=True, **options)
     if not options["quiet"]:
         click.echo(str(report))
 
@@ -422,13 +422,13 @@ _CUTTING = ("block_shape", "depth", "memory", "shards")
 
 
 def _plan(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> Any:
-    from chunkrestore.jobs.run import plan as make
+    from chunkrestore.jobs.prepare import plan as make
 
     return make(operators, source, output, **_chosen(options, *_SELECTION, *_CUTTING))
 
 
 def _estimate(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
-    from chunkrestore.jobs.run import estimate
+    from chunkrestore.jobs.prepare import estimate
 
     where = ("n_probes", "cluster", "n_workers", "device")
     return estimate(operators, source, **_chosen(options, *_SELECTION, *_CUTTING, *where))

@@ -59,7 +59,7 @@ def resume(output: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Go on with an unfinished job, without the command that began it."""
     from chunkrestore.jobs.run import resume as go_on
 
-    report = go_on(output, quiet=quiet, **options)
+    report = go_on(output, quiet=quiet, page=True, **options)
     if not quiet:
         click.echo(str(report))
 
@@ -74,7 +74,7 @@ def retry_failed(output: str, quiet: bool, verbose: bool, **options: Any) -> Non
     """Try the blocks again that were given up, first of all, and go on if they succeed."""
     from chunkrestore.jobs.run import retry_failed as try_again
 
-    report = try_again(output, quiet=quiet, **options)
+    report = try_again(output, quiet=quiet, page=True, **options)
     if not quiet:
         click.echo(str(report))
 

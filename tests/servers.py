@@ -1,6 +1,9 @@
 """Servers on loopback: S3 as moto speaks it over real HTTP, plain web servers, and a proxy that fails on demand."""
 
+import datetime
 import http.client
+import ipaddress
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +15,47 @@ KEY, SECRET = "loopback-key", "loopback-secret-never-to-be-shown"
 
 
 @contextmanager
-def serving(handler) -> Iterator[str]:
-    """Serve with a handler class on a free port; yield the URL."""
+def serving(handler, certificate=None) -> Iterator[str]:
+    """Serve with a handler class on a free port, encrypted if there is a certificate; yield the URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def self_signed(path):
+    """Write a key and a certificate for 127.0.0.1 into one file; return its path."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(pem)
+    )
+    return path
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -74,7 +106,8 @@ class Proxy:
     """Hands requests on to a server, unless told to fail.
 
     `fault` gets the request line and returns ``"drop"`` (no answer), ``"truncate"`` (half of the body),
-    ``"stall"`` (an answer after `release` is set), a number (that status), or None (the server's answer).
+    ``"stall"`` (no answer until `release` is set, nor then), ``"hold"`` (the server's answer, once `release` is
+    set), a number (that status), or None (the server's answer).
     """
 
     def __init__(self, upstream):
@@ -110,7 +143,7 @@ class Proxy:
                 proxy.requests.append(self.requestline)
                 proxy.meet()
                 fault = proxy.fault(self.requestline)
-                if fault == "stall":
+                if fault in ("stall", "hold"):
                     proxy.release.wait(20)
                 if fault in ("drop", "stall"):
                     self.close_connection = True

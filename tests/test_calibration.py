@@ -10,7 +10,7 @@ import chunkrestore as cr
 from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import tasks
 from chunkrestore.jobs.plan import make_plan
-from chunkrestore.jobs.run import budget
+from chunkrestore.jobs.prepare import budget
 from chunkrestore.jobs.runner import BlockError
 from chunkrestore.operators.calibration import calibrate
 from chunkrestore.operators.threshold import Threshold
@@ -91,7 +91,7 @@ def _mappings(value):
 
 
 def test_a_resumed_job_keeps_its_calibration(store, tmp_path, monkeypatch):
-    from chunkrestore.jobs import run as module
+    from chunkrestore.jobs import prepare as module
 
     options = {"calibrate": True, "block_shape": (40, 40, 42), **SERIAL}
     process, calls = tasks.process, []
@@ -106,7 +106,7 @@ def test_a_resumed_job_keeps_its_calibration(store, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cr.run(cr.RichardsonLucy(PSF, 5), store, tmp_path / "out.zarr", **options)
     monkeypatch.setattr(tasks, "process", process)
-    monkeypatch.setattr(module, "find_depth", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr(module, "calibrate", lambda *_: pytest.fail("calibrated again"))
     report = cr.run(cr.RichardsonLucy(PSF, 5), store, tmp_path / "out.zarr", **options)
     assert report.n_resumed == 2
     assert report.calibration["depth"] == report.plan["passes"][0]["depth"][0]

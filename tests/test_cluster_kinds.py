@@ -1,23 +1,30 @@
 """Kinds of clusters: profiles, what they make of a job, pins of devices, keys, signals, and what listens where."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import dask
 import psutil
 import pytest
+from slurm.single_node import missing, start, stop
 
 from chunkrestore.cluster import connect, read_profile, worker_environment
 from chunkrestore.cluster.environment import CONFIGURATION, exported_configuration
 from chunkrestore.cluster.gpu import devices_in, has_devices, visible_devices
 
 DEADLINE = 60.0
+needs_jobqueue = pytest.mark.skipif(
+    importlib.util.find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed"
+)
+"""Not `importorskip`: to import it changes what Ctrl-C does."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIMAL = "kind: slurm\ncores: 4\nmemory: 16 GiB\nwalltime: '1:00:00'\npython: /opt/venv/bin/python\n"
 
@@ -39,7 +46,7 @@ def listening(pids):
 
 
 def environment_of(client, name):
-    return {address: found for address, found in client.run(os.getenv, name).items()}
+    return client.run(os.getenv, name)
 
 
 @pytest.fixture
@@ -63,7 +70,9 @@ def test_the_example_is_a_profile():
 def test_paths_in_a_profile_are_relative_to_its_folder(profile, tmp_path):
     assert read_profile(profile(MINIMAL)).log_directory == str(tmp_path / "slurm-logs")
     (tmp_path / "scheduler.json").write_text("{}")
-    found = read_profile(profile("kind: scheduler\naddress: scheduler.json\nca_file: keys/ca.pem\ncert: /a.pem\n"))
+    found = read_profile(
+        profile("kind: scheduler\naddress: scheduler.json\nca_file: keys/ca.pem\ncert: /a.pem\n")
+    )
     assert found.address == str(tmp_path / "scheduler.json")
     assert (found.ca_file, found.cert) == (str(tmp_path / "keys" / "ca.pem"), "/a.pem")
     address = "tls://host:8786"
@@ -114,7 +123,7 @@ def test_a_wrong_key_is_named(profile, line, message):
 
 
 def test_all_wrong_keys_are_named_at_once(profile):
-    with pytest.raises(ValueError, match="cores: .*; memory: .*; walltime: .*; colour: "):
+    with pytest.raises(ValueError, match=r"cores: .*; memory: .*; walltime: .*; colour: "):
         read_profile(profile("kind: slurm\ncolour: red\n"))
 
 
@@ -125,25 +134,34 @@ def test_all_wrong_keys_are_named_at_once(profile):
 def test_what_is_no_profile_is_refused(profile, text, message):
     with pytest.raises(ValueError, match=message):
         read_profile(profile(text))
-    with pytest.raises(FileNotFoundError, match="profile nowhere.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"profile nowhere\.yaml does not exist"):
         read_profile("nowhere.yaml")
 
 
 def test_a_profile_of_another_kind_is_refused(profile):
     path = profile("kind: local\n")
     for cluster in ("cuda", "slurm", "tcp://127.0.0.1:1"):
-        with pytest.raises(ValueError, match="but `profile` is of the kind 'local'"), connect(cluster, profile=path):
+        with (
+            pytest.raises(ValueError, match="but `profile` is of the kind 'local'"),
+            connect(cluster, profile=path),
+        ):
             pass
     with pytest.raises(ValueError, match="give no second `profile`"), connect(str(path), profile=path):
         pass
-    with pytest.raises(ValueError, match="`n_workers` must be at least 1, not 0"), connect("local", n_workers=0):
+    with (
+        pytest.raises(ValueError, match="`n_workers` must be at least 1, not 0"),
+        connect("local", n_workers=0),
+    ):
         pass
     with pytest.raises(ValueError, match="`cluster` 'slurm' needs a `profile`"), connect("slurm"):
         pass
 
 
 def test_a_profile_is_a_cluster(profile):
-    for cluster, given in ((profile("kind: local\nn_workers: 1\n"), None), ("auto", profile("kind: local\nn_workers: 1\n"))):
+    for cluster, given in (
+        (profile("kind: local\nn_workers: 1\n"), None),
+        ("auto", profile("kind: local\nn_workers: 1\n")),
+    ):
         with connect(cluster, profile=given) as client:
             assert len(client.nthreads()) == 1
 
@@ -188,7 +206,7 @@ CPU_SCRIPT = (
 """
     + EXPORTS.replace("{n}", "4")
     + "/opt/venv/bin/python -m distributed.cli.dask_worker tls://SCHEDULER:PORT --name NAME --nthreads 2 "
-    "--memory-limit 16.00GiB --nanny --death-timeout 60 --lifetime 3240s --lifetime-stagger 180s --no-dashboard "
+    "--memory-limit 16.00GiB --nanny --death-timeout 300 --lifetime 3240s --lifetime-stagger 180s --no-dashboard "
     f"--dashboard-address 127.0.0.1:0 {PRELOADS} --protocol tls://\n"
 )
 
@@ -233,7 +251,7 @@ module load cuda/12.4
     + """\
 export NOTE='it'"'"'s $(id)'
 /opt/venv/bin/python -m distributed.cli.dask_worker tls://SCHEDULER:PORT --name NAME --nthreads 2 --memory-limit \
-4.00GiB --nworkers 4 --nanny --death-timeout 60 --local-directory $TMPDIR --lifetime 171900s --lifetime-stagger 450s \
+4.00GiB --nworkers 4 --nanny --death-timeout 300 --local-directory $TMPDIR --lifetime 171900s --lifetime-stagger 450s \
 --no-dashboard --dashboard-address 127.0.0.1:0 """
     + PRELOADS
     + " --interface ib0 --protocol tls://\n"
@@ -246,32 +264,41 @@ def plain_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@needs_jobqueue
 @pytest.mark.parametrize(("text", "script"), [(MINIMAL, CPU_SCRIPT), (GPU_PROFILE, GPU_SCRIPT)])
 def test_a_job_is_what_the_profile_says(profile, plain_environment, tmp_path, text, script):
-    pytest.importorskip("dask_jobqueue")
     from chunkrestore.cluster.slurm import job_script
 
     # What the user told dask-jobqueue in its own files does not count.
     with dask.config.set({"jobqueue.slurm.queue": "other", "jobqueue.slurm.job-script-prologue": ["id"]}):
-        assert job_script(read_profile(profile(text))) == script.replace("{logs}", str(tmp_path / "slurm-logs"))
+        assert job_script(read_profile(profile(text))) == script.replace(
+            "{logs}", str(tmp_path / "slurm-logs")
+        )
 
 
+@needs_jobqueue
 def test_variables_reach_a_job_as_they_are(profile, tmp_path):
-    pytest.importorskip("dask_jobqueue")
     from chunkrestore.cluster.slurm import job_options
 
-    value = "it's \"$(touch injected)\" `touch injected` \\ $HOME; é"
+    value = 'it\'s "$(touch injected)" `touch injected` \\ $HOME; é'
     site = read_profile(profile(MINIMAL + f"environment: {json.dumps({'NOTE': value})}\n"))
     lines = [line for line in job_options(site)["job_script_prologue"] if line.startswith("export ")]
     done = subprocess.run(
-        ["bash", "-c", "\n".join([*lines, 'printf %s "$NOTE"'])], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["bash", "-c", "\n".join([*lines, 'printf %s "$NOTE"'])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == (value, "")
     assert not (tmp_path / "injected").exists()
 
 
 def test_workers_of_jobs_have_the_configuration_of_those_started_here():
-    code = "import distributed, dask, json, sys; print(json.dumps([dask.config.get(k) for k in json.loads(sys.argv[1])]))"
+    code = (
+        "import distributed, dask, json, sys\n"
+        "print(json.dumps([dask.config.get(key) for key in json.loads(sys.argv[1])]))"
+    )
     keys = [key for key in CONFIGURATION if ".memory." in key or ".admin." in key]
     assert len(keys) == len(exported_configuration()) == 4
     done = subprocess.run(
@@ -287,19 +314,20 @@ def test_what_is_missing_for_slurm_is_said(profile, monkeypatch, tmp_path):
     path = profile(MINIMAL)
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "dask_jobqueue", None)
-        with pytest.raises(ImportError, match=r"pip install 'chunkrestore\[slurm\]'"), connect("slurm", profile=path):
+        with pytest.raises(ImportError, match=r"pip install 'chunkrestore\[slurm\]'"), connect(path):
             pass
-    pytest.importorskip("dask_jobqueue")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="must be started where sbatch is"), connect("slurm", profile=path):
-        pass
+    if importlib.util.find_spec("dask_jobqueue") is not None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match="must be started where sbatch is"), connect(path):
+            pass
     assert not (tmp_path / "slurm-logs").exists()
 
 
+@needs_jobqueue
 def test_jobs_leave_the_interrupt_to_the_driver():
-    pytest.importorskip("dask_jobqueue")
     code = (
-        "import signal\nfrom chunkrestore.cluster.slurm import slurm_cluster\nbefore = signal.getsignal(signal.SIGINT)\n"
+        "import signal\nfrom chunkrestore.cluster.slurm import slurm_cluster\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
         "slurm_cluster()\nassert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -318,10 +346,27 @@ def note(item, folder):
 def test_a_worker_whose_lifetime_ends_finishes_its_tasks(tmp_path):
     """As in a job: Dask itself would close the worker in the middle of them, and they would be done again."""
     with connect("local", n_workers=1) as client:
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--no-dashboard"]
-        options = ["--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1", "--nthreads", "2", "--name", "leaves"]
+        command = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            client.scheduler.address,
+            "--no-dashboard",
+        ]
+        options = [
+            "--dashboard-address",
+            "127.0.0.1:0",
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            "2",
+            "--name",
+            "leaves",
+        ]
         options += ["--lifetime", "20s", "--preload", "chunkrestore.cluster.preload"]
-        worker = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, **exported_configuration(), "PYTHONPATH": str(Path(__file__).parent)}
+        quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        worker = subprocess.Popen([*command, *options], env=environment, **quietly)
         try:
             client.wait_for_workers(2, timeout=DEADLINE)
             count = 0
@@ -408,13 +453,19 @@ def test_an_exported_variable_makes_no_device(monkeypatch, tmp_path):
 def test_without_a_device_cuda_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    with pytest.raises(ValueError, match="needs a CUDA device: CUDA_VISIBLE_DEVICES is '-1'"), connect("cuda"):
+    with (
+        pytest.raises(ValueError, match="needs a CUDA device: CUDA_VISIBLE_DEVICES is '-1'"),
+        connect("cuda"),
+    ):
         pass
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(ValueError, match="needs a CUDA device: nvidia-smi lists none"), connect("cuda"):
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ValueError, match="`n_workers` is 3, but there are 2 CUDA devices"), connect("cuda", n_workers=3):
+    with (
+        pytest.raises(ValueError, match="`n_workers` is 3, but there are 2 CUDA devices"),
+        connect("cuda", n_workers=3),
+    ):
         pass
 
 
@@ -457,7 +508,8 @@ def test_dask_cuda_tells_the_cores_next_to_a_device(monkeypatch, tmp_path):
     (package / "__init__.py").write_text("")
     (package / "utils.py").write_text("def get_cpu_affinity(device): return {5: [0]}[device]\n")
     (package / "plugins.py").write_text(
-        "import os\nfrom distributed import WorkerPlugin\nclass CPUAffinity(WorkerPlugin):\n    def __init__(self, cores): self.cores = cores\n"
+        "import os\nfrom distributed import WorkerPlugin\n"
+        "class CPUAffinity(WorkerPlugin):\n    def __init__(self, cores): self.cores = cores\n"
         "    def setup(self, worker): os.sched_setaffinity(0, self.cores)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -498,7 +550,9 @@ def tls_scheduler(tmp_path_factory):
 
 
 def credentials(folder, name):
-    return f"ca_file: {folder}/{name}-cert.pem\ncert: {folder}/{name}-cert.pem\nkey: {folder}/{name}-key.pem\n"
+    return (
+        f"ca_file: {folder}/{name}-cert.pem\ncert: {folder}/{name}-cert.pem\nkey: {folder}/{name}-key.pem\n"
+    )
 
 
 def test_a_scheduler_with_tls_is_reached_with_the_credentials_of_a_profile(tls_scheduler, profile):
@@ -527,13 +581,187 @@ def test_who_has_no_credentials_for_tls_is_told_what_is_missing(tls_scheduler, p
     with pytest.raises(ValueError, match="needs `cert`, `key` in a profile"), connect(path):
         pass
     path = profile(f"kind: scheduler\naddress: {address}\nca_file: gone.pem\n")
-    with pytest.raises(FileNotFoundError, match=r"gone\.pem, which the profile names, does not exist"), connect(path):
+    with (
+        pytest.raises(FileNotFoundError, match=r"gone\.pem, which the profile names, does not exist"),
+        connect(path),
+    ):
         pass
 
 
 def test_wrong_credentials_are_refused(tls_scheduler, profile):
     address, folder = tls_scheduler
     path = profile(f"kind: scheduler\naddress: {address}\n{credentials(folder, 'wrong')}")
-    with pytest.raises(ConnectionError, match="no Dask scheduler answers at `cluster`") as caught, connect(path):
+    with (
+        pytest.raises(ConnectionError, match=r"no connection .* TLS certificate does not match"),
+        connect(path),
+    ):
         pass
-    assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value.__cause__)
+
+
+# Inside an allocation. `test_slurm.py` has it in a real one, which has a single node.
+
+
+STEP = """\
+import json, os, signal
+from chunkrestore.cluster import connect
+
+def ignored(): return [signal.getsignal(n) is signal.SIG_IGN for n in (signal.SIGINT, signal.SIGUSR1)]
+
+if __name__ == "__main__":
+    rank = os.environ["SLURM_PROCID"]
+    print("before", rank)
+    for _ in range(2):
+        with connect() as client:
+            client.wait_for_workers(2, timeout=60)
+            pids = list(client.run(os.getpid).values())
+            found = {
+                "address": client.scheduler.address,
+                "pins": list(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()),
+                "threads": list(client.run(os.getenv, "OMP_NUM_THREADS").values()),
+                "ignored": list(client.run(ignored).values()),
+                "pids": pids,
+                "file": [name for name in os.listdir() if name.endswith(".pem")],
+            }
+            print(json.dumps(found))
+    print("after", rank)
+"""
+
+
+@needs_jobqueue
+@pytest.mark.parametrize(
+    ("n_nodes", "protocol"), [pytest.param(1, "tcp://127.0.0.1:", marks=pytest.mark.slow), (2, "tls://")]
+)
+def test_tasks_of_a_step_become_scheduler_driver_and_workers(tmp_path, n_nodes, protocol):
+    """Four processes as ``srun`` would start them. Beyond one node, connections are encrypted."""
+    (tmp_path / "script.py").write_text(STEP)
+    step = {
+        **os.environ,
+        **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"},
+        **{"SLURM_STEP_NUM_NODES": str(n_nodes), "SLURM_CPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "5,6"},
+    }
+    step.pop("OMP_NUM_THREADS", None)
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % (4 // n_nodes))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(4)
+    ]
+    try:
+        outputs = [task.communicate(timeout=2 * DEADLINE) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    assert [task.returncode for task in tasks] == [0, 0, 0, 0], outputs
+    assert [output for i, (output, _) in enumerate(outputs) if i != 1] == [
+        "before 0\n",
+        "before 2\n",
+        "before 3\n",
+    ]
+    assert "".join(errors for _, errors in outputs) == ""
+    first, *found, last = outputs[1][0].splitlines()
+    assert (first, last) == ("before 1", "after 1")
+    once, again = map(json.loads, found)
+    # A script that connects twice finds the same workers.
+    assert sorted(once["pids"]) == sorted(again["pids"])
+    assert once["address"].startswith(protocol)
+    assert sorted(once["pins"]) == ["5", "6"]
+    assert once["threads"] == ["1", "1"]
+    assert once["ignored"] == [[True, True]] * 2
+    assert once["file"] == ([] if n_nodes == 1 else [".chunkrestore-7-0-0.pem"])
+    # Neither the address nor the key stays.
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+@pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"])
+def test_a_batch_script_is_no_task_of_a_step(monkeypatch, missing):
+    from chunkrestore.cluster.allocation import in_allocation
+
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "3"), ("SLURM_NTASKS", "3")):
+        monkeypatch.setenv(name, value)
+    assert in_allocation()
+    monkeypatch.delenv(missing)
+    assert not in_allocation()
+    monkeypatch.setenv(missing, "1")
+    assert in_allocation() == (missing == "SLURM_PROCID")
+
+
+# Jobs that cannot run. `test_slurm.py` has those that can.
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node."""
+    if missing():
+        pytest.skip(f"no SLURM: {', '.join(missing())} not installed")
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        with pytest.MonkeyPatch.context() as context:
+            for name, value in start(folder).items():
+                context.setenv(name, value)
+            yield
+    finally:
+        stop(folder)
+
+
+RUNS = "kind: slurm\ncores: 1\nmemory: 1 GiB\nwalltime: '0:05:00'\ninterface: lo\n"
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_refuses_is_an_error_at_once(slurm, profile):
+    path = profile(RUNS + "partition: none\n")
+    with pytest.raises(RuntimeError, match=r"SLURM refuses the job: .*invalid partition"), connect(path):
+        pass
+
+
+@pytest.mark.slow
+def test_jobs_that_end_before_they_bring_a_worker_are_an_error_with_what_they_wrote(slurm, profile):
+    path = profile(RUNS + "python: /opt/none/bin/python\n")
+    with (
+        pytest.raises(RuntimeError, match=r"1 SLURM jobs ended before .*/opt/none/bin/python: No such file"),
+        connect(path),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_while_jobs_wait_it_is_said_and_can_be_interrupted(slurm, profile, caplog):
+    path = profile(RUNS + "directives: [--hold]\n")
+
+    def interrupt():
+        wait_for(lambda: "waiting for SLURM to start a worker: 1 jobs" in caplog.text, "a message")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), connect(path):
+            pass
+    finally:
+        thread.join()
+    queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
+    wait_for(lambda: not queue or "CG" in queue, "an empty queue")
+
+
+@pytest.mark.slow
+def test_jobs_talk_encrypted_and_show_nothing_else(slurm, profile):
+    """On loopback, because this node is alone; what is told apart is 127.0.0.1 and all interfaces."""
+    with connect(profile(RUNS + "workers_per_job: 2\n")) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
+        pids = client.run(os.getpid).values()
+        nannies = {psutil.Process(pid).ppid() for pid in pids}
+        assert listening([os.getpid(), *pids, *nannies]) == {"127.0.0.1"}
+        address = client.scheduler.address
+        with pytest.raises(ValueError, match="needs `ca_file`"), connect(address):
+            pass
+        with (
+            pytest.raises(ConnectionError, match="no connection"),
+            connect(address.replace("tls://", "tcp://")),
+        ):
+            pass

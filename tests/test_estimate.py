@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import signal
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from chunkrestore import RichardsonLucy, Threshold, Wiener, run
+from chunkrestore.cluster import connect
 from chunkrestore.jobs.estimate import StageEstimate, estimate
 from chunkrestore.jobs.plan import make_plan
 from chunkrestore.jobs.probe import probed_indices
@@ -21,6 +25,20 @@ def image(tmp_path):
     rng = np.random.default_rng(3)
     voxels = rng.poisson(np.linspace(20, 200, 40)[:, None, None], (40, 36, 50)).astype(np.uint16)
     return write_image(voxels, tmp_path / "in.ome.zarr", axes="zyx", voxel_size=(1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect("local", n_workers=2) as client:
+        yield client
+
+
+@dataclass(frozen=True)
+class Deadly(Threshold):
+    """What takes more memory than there is."""
+
+    def detect(self, image, block):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def planned(operators, image, **options):
@@ -54,14 +72,19 @@ def test_stages_are_those_of_the_job_and_nothing_is_written(image, tmp_path):
     assert {stage.name.split("-")[0] for stage in expected.stages} == taken
 
 
-def test_every_worker_of_a_cluster_probes(image, tmp_path):
+def test_every_worker_of_a_cluster_probes(image, tmp_path, client):
     plan = planned([RichardsonLucy(PSF, iterations=2)], image, block_shape=(20, 20, 20))
     before = files(tmp_path)
-    expected = estimate(plan, image, n_probes=2, cluster="local", n_workers=2)
+    expected = estimate(plan, image, n_probes=2, cluster=client)
     assert files(tmp_path) == before
     assert (expected.n_workers, expected.n_probes) == (2, 2)
     low, high = expected.spread
     assert 0 < expected.warm_up_seconds < low <= expected.seconds <= high
+
+
+def test_a_worker_that_dies_is_named_as_the_cause(image, client):
+    with pytest.raises(RuntimeError, match="could not be probed: its worker process was killed"):
+        estimate(planned([Deadly(3.0)], image), image, cluster=client)
 
 
 def test_pilots_are_probed(image):

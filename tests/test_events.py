@@ -59,7 +59,10 @@ def test_a_line_cut_off_by_a_crash_hides_no_other_event(tmp_path, end):
     assert [event["host"] for event in read_events(path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("spoilt", [b"\0" * 40, b"\xff\xfe{", b"[1, 2]", b'{"event": "block"}', b"7"])
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"\0" * 40, b"\xff\xfe{", b"[1, 2]", b'{"event": "block"}', b'{"time": Infinity, "event": "x"}', b"7"],
+)
 def test_spoilt_lines_are_left_out(tmp_path, spoilt):
     path = tmp_path / "events.jsonl"
     for name in ("first", "second"):
@@ -135,12 +138,12 @@ def test_events_go_on_after_a_disk_that_filled_up_within_a_line(tmp_path):
 
 def test_reading_takes_no_memory_for_what_was_read(tmp_path):
     with Events(tmp_path / "events.jsonl") as events:
-        for i in range(20_000):
+        for i in range(5_000):
             events.emit("block", stage="blocks-0", item=[0, 0, 0, 0, i], seconds={"read": 0.1}, total=1.0)
-    assert (tmp_path / "events.jsonl").stat().st_size > 2_000_000
+    assert (tmp_path / "events.jsonl").stat().st_size > 500_000
     tracemalloc.start()
     n_read = sum(1 for _ in read_events(tmp_path / "events.jsonl"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert n_read == 20_000
-    assert peak < 200_000
+    assert n_read == 5_000
+    assert peak < 100_000

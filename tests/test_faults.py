@@ -4,15 +4,17 @@ import functools
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import ALWAYS, DRIVER_POINTS, TASK_POINTS, Fault, Session, drive, processes, start
+from faults import ALWAYS, DRIVER_POINTS, POINTS, TASK_POINTS, Fault, Session, drive, processes, start
 
 import chunkrestore as cr
 from chunkrestore.cluster import connect
 from chunkrestore.jobs import causes, runner
 from chunkrestore.jobs.runner import BlockError
+from chunkrestore.ome_zarr import RegionWriter
 from chunkrestore.psf import gaussian
 
 PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
@@ -109,8 +111,19 @@ def check_complete(job, session, output):
 # --- faults of a block's task ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["io", "reset", "memory"])
-@pytest.mark.parametrize("point", TASK_POINTS)
+def sample(firsts, seconds, quick):
+    """Return all pairs as parameters; those that `quick` does not name run with the slow tests."""
+    pairs = itertools.product(firsts, seconds)
+    return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
+
+
+_PASSING = ("io", "reset", "memory")
+
+
+@pytest.mark.parametrize(
+    ("point", "action"),
+    sample(TASK_POINTS, _PASSING, {*zip(TASK_POINTS, _PASSING, strict=True), ("before-write", "io")}),
+)
 def test_what_may_pass_is_tried_again(job, tmp_path, output, point, action):
     faults = [Fault(point, action, nth=2 + n % 2, stage=stage) for n, stage in enumerate(WRITING_STAGES)]
     faults[1] = Fault(point, action, stage=WRITING_STAGES[1])  # of one block only
@@ -185,17 +198,28 @@ def test_a_full_disk_ends_the_job_at_once(job, tmp_path, output, point):
     assert set(again.n_executions()) & set(map(_key, session.events("recorded"))) == set()
 
 
+def test_what_a_killed_worker_left_half_written_is_removed(job, tmp_path, output, monkeypatch):
+    original, n_left = RegionWriter.write, itertools.count()
+
+    def write(self, *arguments):
+        original(self, *arguments)
+        Path(self.name, f"{next(n_left)}.{'0' * 32}.partial").write_bytes(b"half a chunk")
+
+    monkeypatch.setattr(RegionWriter, "write", write)
+    job.run(output)
+    assert next(n_left) > 10
+    assert tree(output) == job.expected
+
+
 # --- faults of the driver ----------------------------------------------------------------------------------
 
 
 _ERRORS = ("error", "memory", "full", "io", "reset")
-_PAIRS = list(itertools.product(DRIVER_POINTS, _ERRORS))
-_QUICK = {*zip(DRIVER_POINTS, _ERRORS, strict=False), ("before-publish", "reset")}
 
 
 @pytest.mark.parametrize(
     ("point", "action"),
-    [pytest.param(*pair, marks=[] if pair in _QUICK else pytest.mark.slow) for pair in _PAIRS],
+    sample(DRIVER_POINTS, _ERRORS, {*zip(DRIVER_POINTS, _ERRORS, strict=False), ("before-publish", "reset")}),
 )
 def test_an_error_of_the_driver_ends_the_job_and_it_can_be_resumed(job, tmp_path, output, point, action):
     # The second publication is that of the labels.
@@ -208,10 +232,13 @@ def test_an_error_of_the_driver_ends_the_job_and_it_can_be_resumed(job, tmp_path
     check_resumed(job, session, output)
 
 
-@pytest.mark.parametrize("point", [*TASK_POINTS, *DRIVER_POINTS])
-def test_a_killed_driver_is_resumed(job, tmp_path, output, point):
+_QUICK_POINTS = {"after-write", "before-journal", "after-journal", "before-publish"}
+
+
+@pytest.mark.parametrize(("point", "action"), sample(POINTS, ["kill"], {(p, "kill") for p in _QUICK_POINTS}))
+def test_a_killed_driver_is_resumed(job, tmp_path, output, point, action):
     nth = {"before-publish": 3, "after-publish": 1}.get(point, 23)
-    session = Session.create(tmp_path / "session", Fault(point, "kill", nth=nth))
+    session = Session.create(tmp_path / "session", Fault(point, action, nth=nth))
     assert job.forked(session, output) == -9
     check_resumed(job, session, output)
 
@@ -229,8 +256,9 @@ def check_resumed(job, session, output):
 
 # --- faults of worker processes ----------------------------------------------------------------------------
 
-N_THREADS = 2
-"""Tasks of one worker at a time."""
+N_IN_FLIGHT = 8
+"""Tasks in flight: two for each of two threads of two workers. A kill can hit those that run on a worker, those
+that wait there, and those whose results it holds."""
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +291,7 @@ def test_what_dead_workers_had_in_flight_is_done_by_others(job, tmp_path, output
     check_complete(job, session, output)
     again = session.n_executions() - job.tasks
     assert set(hit(session)) <= set(again)
-    assert len(faults) <= again.total() <= N_THREADS * len(faults)
+    assert len(faults) <= again.total() <= N_IN_FLIGHT * len(faults)
     assert {cause for _, _, cause in retries(output)} == {"worker"}
     assert {(stage, item) for stage, item, _ in retries(output)} >= set(hit(session))
 
@@ -276,9 +304,11 @@ def test_a_block_that_kills_two_workers_is_done_alone(job, tmp_path, output, cli
     check_complete(job, session, output)
     assert session.n_executions()[key] == 3
     assert retries(output).count((*key, "worker")) == 2
-    # It was the last of its stage to begin, when everything else was done.
-    in_stage = [_key(e) for e in session.events("task", "recorded") if e["stage"] == key[0]]
-    assert in_stage[-2:] == [key, key]
+    # The last time nothing else was in flight, nor begun before it came to its end.
+    (*_, begun) = (e for e in session.events("task") if _key(e) == key)
+    assert [other for other in session.in_flight(begun["time"]) if other[0] == key[0]] == [key]
+    (recorded,) = (e for e in session.events("recorded") if _key(e) == key)
+    assert not [e for e in session.events("task") if begun["time"] < e["time"] < recorded["time"]]
 
 
 def test_a_block_that_kills_every_worker_is_given_up_and_the_others_go_on(job, tmp_path, output, client):

@@ -80,6 +80,8 @@ def test_foreign_systems_are_named_in_one_place():
         "cupy": {"backend"},
         "cupyx": {"backend"},
         "distributed": {"cluster", "jobs"},
+        "dask_jobqueue": {"cluster"},
+        "dask_cuda": {"cluster"},
         "zarr": {"ome_zarr"},
         "obstore": {"ome_zarr"},
     }

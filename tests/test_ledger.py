@@ -134,7 +134,7 @@ def test_a_closed_ledger_takes_nothing_down(tmp_path, begun):
 def test_ledgers_lie_beside_the_store_and_those_of_urls_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert work_folder_of(f"{tmp_path}/a/out.zarr") == tmp_path / "a" / "out.zarr.chunkrestore"
-    assert work_folder_of("s3://bucket/deep/out.zarr") == tmp_path / "out.zarr.chunkrestore"
+    assert work_folder_of("s3://bucket/deep/out.zarr") == tmp_path / "bucket-deep-out.zarr.chunkrestore"
     assert work_folder_of("s3://bucket/out.zarr", "w") == tmp_path / "w"
 
 

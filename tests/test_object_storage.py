@@ -18,7 +18,9 @@ import servers
 import yaozarrs
 
 import chunkrestore as cr
+from chunkrestore.jobs.run import resume
 from chunkrestore.jobs.runner import BlockError
+from chunkrestore.jobs.verify import verify
 from chunkrestore.ome_zarr import (
     CorruptChunkError,
     build_pyramid,
@@ -118,7 +120,7 @@ def volume(dtype="uint16", seed=0):
 
 
 def write(place, **options):
-    options = {"axes": "zyx", "voxel_size": (2, 0.5, 0.5), "chunks": (8, 8, 8), "levels": 2} | options
+    options = {"axes": "zyx", "voxel_size": (2, 0.5, 0.5), "chunks": (8, 8, 8), "levels": 1} | options
     return write_image(volume(), place, **options)
 
 
@@ -126,7 +128,7 @@ def write(place, **options):
 def test_a_bucket_gets_the_bytes_that_a_disk_gets(tmp_path, client, bucket, stored):
     local, url = tmp_path / "a.ome.zarr", f"s3://{bucket}/deep/er/a.ome.zarr"
     for place in (local, url):
-        image = write(place, **STORED[stored])
+        image = write(place, levels=2, **STORED[stored])
         options = {k: v for k, v in STORED[stored].items() if k != "version"}
         labels = write_labels((image.data > 120).astype("int32"), place, "nuclei", **options)
     assert image.path == url
@@ -159,7 +161,7 @@ def test_overwriting_replaces_the_image_and_keeps_labels_and_neighbours(client, 
     with pytest.raises(FileExistsError, match=r"a\.ome\.zarr already holds an image"):
         write(url)
     with pytest.raises(ValueError, match="do not fit the new image"):
-        write(url, overwrite=True, levels=1)
+        write(url, overwrite=True)
     image = write_image(volume(seed=1), url, axes="zyx", chunks=(16, 16, 16), levels=2, overwrite=True)
     np.testing.assert_array_equal(image.data.compute(), volume(seed=1))
     assert image.labels == ("nuclei",)
@@ -318,7 +320,7 @@ def test_paths_and_urls_answer_the_same_questions(client, bucket, tmp_path):
         assert store.is_free(path)
         assert not store.exists(path)
         assert store.contents(path) is None
-        write(path)
+        write(path, levels=2)
         assert not store.is_free(path)
         assert store.exists(path)
         assert not store.is_file(path)
@@ -364,7 +366,7 @@ def test_consolidated_metadata_around_an_image_is_kept_up_to_date(client, bucket
 
 @pytest.mark.parametrize("stored", ["0.4", "0.5"])
 def test_a_web_server_that_sends_files_is_enough(tmp_path, stored):
-    image = write(tmp_path / "my data" / "a.ome.zarr", **STORED[stored])
+    image = write(tmp_path / "my data" / "a.ome.zarr", levels=2, **STORED[stored])
     write_labels(volume("int32"), image.path, "nuclei")
     with servers.files(tmp_path) as host:
         far = open_image(f"{host}/my%20data/a.ome.zarr")
@@ -462,8 +464,24 @@ def test_a_fault_of_the_network_is_no_damage(proxy, bucket, monkeypatch, fault, 
     np.testing.assert_array_equal(target.read(0, 0, WHOLE), volume(seed=2))
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (301, "the bucket lies in another region; set AWS_REGION"),
+        (403, r"refuses access \(403\); check the credentials in the environment"),
+        (418, "answers 418"),
+    ],
+)
+def test_an_answer_that_will_not_change_is_no_transient_fault(proxy, bucket, status, message):
+    proxy.fault = lambda line: status
+    for call in (open_image, write):
+        with pytest.raises(OSError, match=message) as refused:
+            call(f"s3://{bucket}/a.ome.zarr")
+        assert not isinstance(refused.value, ConnectionError | TimeoutError)
+
+
 def test_a_fault_that_heals_is_not_noticed(proxy, bucket):
-    image = write(f"s3://{bucket}/a.ome.zarr", levels=1)
+    image = write(f"s3://{bucket}/a.ome.zarr")
     seen = set()
 
     def once_each(line):
@@ -478,7 +496,7 @@ def test_a_fault_that_heals_is_not_noticed(proxy, bucket):
 
 def test_faults_while_a_store_is_opened_or_published_are_transient(proxy, bucket):
     url = f"s3://{bucket}/a.ome.zarr"
-    writer = create_image(url, shape=SHAPE, dtype="uint16", axes="zyx", levels=1)
+    writer = create_image(url, shape=SHAPE, dtype="uint16", axes="zyx")
     writer.target().write(0, 0, WHOLE, volume())
     proxy.fault = lambda line: "drop" if "zarr.json" in line else None
     for call in (lambda: open_image(url), lambda: open_writer(url), writer.publish):
@@ -492,7 +510,7 @@ def test_faults_while_a_store_is_opened_or_published_are_transient(proxy, bucket
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("damage", ["short", "garbage"])
 def test_a_damaged_chunk_is_damage(client, bucket, stored, damage):
-    image = write(f"s3://{bucket}/a.ome.zarr", levels=1, **STORED[stored])
+    image = write(f"s3://{bucket}/a.ome.zarr", **STORED[stored])
     key = f"a.ome.zarr/0/{'0/1/0' if stored == '0.4' else 'c/0/1/0'}"
     content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     client.put_object(
@@ -546,7 +564,7 @@ def test_a_certificate_of_ones_own_is_trusted_where_the_environment_names_it(
         ):
             open_image(f"s3://{bucket}/a.ome.zarr")
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-        np.testing.assert_array_equal(write(f"s3://{bucket}/a.ome.zarr", levels=1).data.compute(), volume())
+        np.testing.assert_array_equal(write(f"s3://{bucket}/a.ome.zarr").data.compute(), volume())
 
 
 def test_the_chunks_of_a_block_travel_together(proxy, bucket):
@@ -598,7 +616,10 @@ def test_a_job_between_buckets_gives_the_bytes_of_one_on_disk(client, bucket, tm
     report = deconvolved(f"s3://{bucket}")
     assert report.outputs == [f"s3://{bucket}/out.ome.zarr"]
     check_against(on_disk, client, bucket)
-    assert (tmp_path / "out.ome.zarr.chunkrestore" / "image" / "report.json").is_file()
+    (checked,) = verify(f"s3://{bucket}/out.ome.zarr", cluster="serial", quiet=True)
+    assert checked.n_blocks > 0
+    assert not checked.problems
+    assert (tmp_path / f"{bucket}-out.ome.zarr.chunkrestore" / "image" / "report.json").is_file()
     written = b"".join(files(tmp_path).values())
     assert servers.SECRET.encode() not in written
     assert servers.KEY.encode() not in written
@@ -606,6 +627,18 @@ def test_a_job_between_buckets_gives_the_bytes_of_one_on_disk(client, bucket, tm
         deconvolved(f"s3://{bucket}", work_folder=tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"`output` https://host/out\.zarr cannot be written"):
         cr.run(Threshold(), f"s3://{bucket}/in.ome.zarr", "https://host/out.zarr", cluster="serial")
+
+
+def test_a_job_reads_its_input_from_a_web_server(tmp_path, on_disk):
+    scene(tmp_path / "far")
+    with servers.files(tmp_path / "far") as host:
+        lucy = cr.RichardsonLucy(gaussian((0.8, 1.0, 1.0), truncate=2), iterations=2)
+        options = {"block_shape": (12, 16, 16), "cluster": "serial", "quiet": True}
+        cr.run(lucy, f"{host}/in.ome.zarr", tmp_path / "out.ome.zarr", **options)
+    made = files(tmp_path / "out.ome.zarr")
+    assert {k: v for k, v in made.items() if k != "/zarr.json"} == {
+        k: v for k, v in on_disk.items() if k != "/zarr.json"
+    }
 
 
 @pytest.mark.slow
@@ -650,7 +683,7 @@ def test_a_job_whose_bucket_fails_goes_on_later_without_doing_blocks_again(
         open_image(f"s3://{bucket}/out.ome.zarr")
     proxy.fault = lambda line: None
     proxy.requests.clear()
-    deconvolved(f"s3://{bucket}", work_folder=tmp_path)
+    resume(f"s3://{bucket}/out.ome.zarr", work_folder=tmp_path, cluster="serial", quiet=True)
     again = [line for line in proxy.requests if line.startswith("PUT") and "/out.ome.zarr/0/c/" in line]
     assert 0 < len(again) < len([key for key in on_disk if key.startswith("/0/c/")])
     check_against(on_disk, client, bucket)

@@ -416,12 +416,15 @@ def test_unknown_codec_is_named(store):
 
 
 def test_huge_shapes_do_not_overflow(tmp_path):
-    shape = (10**7, 10**7, 10**7)
-    zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(10**6,) * 3, dtype="f4")
+    shape, shards = (2**18, 2**18, 2**16), (2048, 2048, 1024)
+    zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(512,) * 3, shards=shards, dtype="f4")
     image = open_image(tmp_path / "a.zarr", axes="zyx")
-    assert facts(image)["nbytes"] == 4 * 10**21
-    assert image.data.nbytes == 4 * 10**21
-    assert "PiB" in info(image)
+    assert facts(image)["nbytes"] == 2**54
+    assert image.data.nbytes == 2**54
+    assert "16 PiB" in info(image)
+    zarr.create_array(tmp_path / "b.zarr", shape=(10**7,) * 3, chunks=(10**6,) * 3, dtype="f4")
+    with pytest.raises(ValueError, match="beyond 5 axes or 9007199254740992 voxels"):
+        open_image(tmp_path / "b.zarr", axes="zyx")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "uint32", "complex64", "bool", "int8"])

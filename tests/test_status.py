@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+import chunkrestore as cr
 from chunkrestore.jobs.ledger import Ledger
 from chunkrestore.jobs.lock import Lock
 from chunkrestore.jobs.status import FailedBlock, StageStatus, status
@@ -268,9 +270,10 @@ def test_thirty_thousand_blocks_are_scanned_in_less_than_a_second(output, folder
             file.write(json.dumps(entry) + "\n")
     write_events(folder, [(0.0, "stage", {"stage": "blocks-0", "n_items": n, "n_done": 0})])
     write_events(folder, [block(float(i), i) for i in range(n)])
-    started = time.perf_counter()
+    # Of the processor: other tests may keep the machine busy.
+    started = time.process_time()
     (found,) = status(output)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert found.stages[0].n_done == n
     assert seconds < 1
 
@@ -284,3 +287,16 @@ def test_asking_for_the_status_loads_no_library():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_a_real_job_is_done_with_all_its_stages(output):
+    data = np.random.default_rng(2).integers(0, 200, (8, 24, 24)).astype(np.uint16)
+    image = cr.write_image(data, output.with_name("in.zarr"), axes="zyx", voxel_size=(1, 1, 1))
+    cr.run(cr.Threshold(), image, output, block_shape=(8, 12, 12), cluster="serial", quiet=True)
+    (found,) = status(output)
+    assert (found.name, found.state, found.host) == ("labels-labels", "done", socket.gethostname())
+    stages = {stage.name: (stage.n_done, stage.n_items, stage.done) for stage in found.stages}
+    assert stages["detect"] == stages["paint"] == (4, 4, True)
+    assert all(stage.done for stage in found.stages)
+    assert found.failed == ()
+    assert time.time() - 60 < found.last_event <= time.time()

@@ -16,13 +16,13 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chunkrestore.cluster.credentials import credentials_in, write_credentials
 from chunkrestore.cluster.environment import THREADS_PER_WORKER, configured, usable_cores
 from chunkrestore.cluster.gpu import visible_devices
 from chunkrestore.cluster.local import LOOPBACK
@@ -69,10 +69,12 @@ def _met() -> tuple[Any, Security | None]:
     rank = int(os.environ["SLURM_PROCID"])
     if rank != _DRIVER:
         ignore_signals_of_the_driver()
+        # What goes wrong is raised in the driver. The logs of this task, and of the worker that it starts:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
     n_nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
     meeting = Path(f".chunkrestore-{_step()}.json").absolute()
-    security = _shared_security(meeting.with_suffix(".pem"), rank) if n_nodes > 1 else None
+    security = _shared_credentials(meeting.with_suffix(".pem"), rank) if n_nodes > 1 else None
     with configured(_cores_per_task()) as restore_environment:
         runner = _runner_class()(security, meeting, n_nodes)
         restore_environment()
@@ -132,7 +134,6 @@ def _worker_options(n_nodes: int) -> dict[str, Any]:
         "nthreads": THREADS_PER_WORKER,
         "memory_limit": _memory_per_task(n_nodes),
         "death_timeout": _START_SECONDS,
-        "silence_logs": logging.CRITICAL,
         "env": pin,
     }
 
@@ -159,27 +160,14 @@ def _step() -> str:
     return "-".join(os.environ.get(name, "0") for name in names)
 
 
-def _shared_security(path: Path, rank: int) -> Security:
-    """Return the credentials of this step: task 0 makes them up, a file that its owner alone can read passes them."""
-    from distributed import Security
-
+def _shared_credentials(path: Path, rank: int) -> Security:
+    """Return the credentials of this step, which task 0 makes up."""
     if rank == 0:
-        from chunkrestore.cluster.slurm import temporary_security
-
-        made = temporary_security()
-        descriptor, draft = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
         atexit.register(path.unlink, missing_ok=True)
-        with open(descriptor, "w") as file:
-            file.write(made.tls_scheduler_key + made.tls_scheduler_cert)
-        os.replace(draft, path)
+        write_credentials(path)
     deadline = time.monotonic() + _START_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"task 0 of this step wrote no {path} within {_START_SECONDS} s")
         time.sleep(_POLL_SECONDS)
-    roles = {
-        f"tls_{role}_{part}": str(path)
-        for role in ("client", "scheduler", "worker")
-        for part in ("key", "cert")
-    }
-    return Security(require_encryption=True, tls_ca_file=str(path), **roles)
+    return credentials_in(path)

@@ -93,7 +93,7 @@ class Keeper:
         try:
             await self._submit()
         except RuntimeError as error:
-            raise RuntimeError(f"SLURM refuses the job: {_said(error)}") from None
+            raise RuntimeError(f"SLURM refuses the job: {error}") from None
         self._loop = asyncio.create_task(self._keep())
 
     async def _stop(self) -> None:
@@ -123,7 +123,11 @@ class Keeper:
         cluster = self._cluster
         while len(cluster.worker_spec) < self._n_jobs:
             cluster.worker_spec.update(cluster.new_worker_spec())
-        await cluster
+        try:
+            await cluster
+        except RuntimeError as error:
+            self._forget([name for name, job in cluster.workers.items() if job.job_id is None])
+            raise RuntimeError(_said(error)) from None
 
     async def _replace_ended(self) -> None:
         jobs = {name: job.job_id for name, job in self._cluster.workers.items()}
@@ -143,12 +147,16 @@ class Keeper:
         try:
             await self._submit()
         except RuntimeError as error:
-            _log.warning("SLURM refuses jobs for now: %s", _said(error))
+            _log.warning("SLURM refuses jobs for now: %s", error)
 
     def _forget(self, names: Iterable[str]) -> None:
+        """Let Dask know that jobs are over; the next ones may have their names."""
+        from distributed.core import Status
+
         for name in names:
             self._cluster.worker_spec.pop(name, None)
-            self._cluster.workers.pop(name, None)
+            if name in self._cluster.workers:
+                self._cluster.workers.pop(name).status = Status.closed
             self._brought.discard(name)
 
     def _jobs_with_workers(self) -> set[str]:

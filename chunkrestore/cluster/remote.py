@@ -48,7 +48,9 @@ def running_scheduler(cluster: str, profile: SchedulerProfile | None = None) -> 
     try:
         client = Client(address, timeout=_TIMEOUT_SECONDS, security=security, set_as_default=False)
     except OSError as error:
-        raise ConnectionError(f"no connection to the Dask scheduler at `cluster` {cluster!r}: {error}") from error
+        raise ConnectionError(
+            f"no connection to the Dask scheduler at `cluster` {cluster!r}: {error}"
+        ) from error
     with client:
         yield client
 

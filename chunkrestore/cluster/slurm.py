@@ -9,10 +9,11 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chunkrestore.cluster.credentials import INSTALL, temporary_credentials
 from chunkrestore.cluster.environment import (
     PRELOAD,
     THREADS_PER_WORKER,
@@ -25,9 +26,11 @@ from chunkrestore.cluster.local import LOOPBACK, dashboard_address
 from chunkrestore.cluster.profile import SlurmProfile
 
 if TYPE_CHECKING:
-    from distributed import Client, Security
+    from distributed import Client
 
-INSTALL = "needs dask-jobqueue and cryptography: pip install 'chunkrestore[slurm]'"
+_START_SECONDS = 300
+"""How long a worker may take to import everything over a busy network file system. As long, and no longer, does a job
+hold its cores that starts after its driver was killed."""
 
 _LONGEST_GRACE_SECONDS = 900.0
 """Workers leave at most this long before their job's limit."""
@@ -56,11 +59,13 @@ def slurm_jobs(n_workers: int | None, profile: SlurmProfile | None) -> Iterator[
     from distributed import Client
 
     n_jobs = math.ceil(n_workers / profile.n_workers_per_job) if n_workers else profile.jobs
-    Path(profile.log_directory).mkdir(parents=True, exist_ok=True)
+    folder = Path(profile.log_directory)
+    folder.mkdir(parents=True, exist_ok=True)
     with (
         configured(),
         _only_the_profile(),
-        make(**_cluster_options(profile), **job_options(profile)) as cluster,
+        temporary_credentials(folder) if profile.tls else nullcontext() as security,
+        make(security=security, **_cluster_options(profile), **job_options(profile)) as cluster,
         Client(cluster, set_as_default=False) as client,
         kept_running(cluster, n_jobs) as keeper,
     ):
@@ -96,6 +101,7 @@ def job_options(profile: SlurmProfile) -> dict[str, Any]:
         "queue": profile.partition,
         "account": profile.account,
         "job_name": profile.job_name,
+        "death_timeout": _START_SECONDS,
         "python": profile.python,
         "interface": profile.interface,
         "local_directory": profile.local_directory,
@@ -146,22 +152,10 @@ def _lifetime(walltime: int) -> tuple[int, int]:
 def _cluster_options(profile: SlurmProfile) -> dict[str, Any]:
     """Return what dask-jobqueue needs to know of the scheduler, which runs in the driver."""
     return {
-        "security": temporary_security() if profile.tls else None,
-        "shared_temp_directory": profile.log_directory,
         "scheduler_options": {"dashboard_address": dashboard_address(profile.dashboard)},
         "name": profile.job_name,
         "silence_logs": logging.CRITICAL,
     }
-
-
-def temporary_security() -> Security:
-    """Return a key and a certificate for one run."""
-    from distributed import Security
-
-    try:
-        return Security.temporary()
-    except ImportError:
-        raise ImportError(f"encryption between machines {INSTALL}") from None
 
 
 @contextmanager
@@ -187,7 +181,7 @@ def slurm_cluster() -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise ImportError(f"`cluster` 'slurm' {INSTALL}") from None
+        raise ImportError(f"`cluster` 'slurm' needs {INSTALL}") from None
     finally:
         signal.signal(signal.SIGINT, handler)
     return SLURMCluster

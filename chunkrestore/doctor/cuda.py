@@ -11,8 +11,8 @@ from chunkrestore.doctor.finding import Finding, State
 _DRIVER_OF_CUDA_12 = "525.60.13 or newer"
 # https://docs.nvidia.com/deploy/cuda-compatibility: the first that runs all of CUDA 12.
 
-_CUDA_13 = {"cublas", "cufft", "curand", "cusolver", "cusparse", "nvjitlink"}
-_CUDA_13 |= {f"cuda-{name}" for name in ("cupti", "nvcc", "nvrtc", "runtime")}
+_CUDA_13 = {f"nvidia-{name}" for name in ("cublas", "cufft", "curand", "cusolver", "cusparse", "nvjitlink")}
+_CUDA_13 |= {f"nvidia-cuda-{name}" for name in ("cupti", "nvcc", "nvrtc", "runtime")}
 
 
 def driver(facts: Facts) -> Iterator[Finding]:
@@ -66,11 +66,9 @@ def cuda_libraries(facts: Facts) -> Iterator[Finding]:
         yield Finding("CUDA libraries", "problem", found, f"pip uninstall {' '.join(wrong)}")
     else:
         yield Finding("CUDA libraries", "ok", found)
-    hidden = facts.environment.get("CUDA_VISIBLE_DEVICES")
-    if facts.has_device and hidden is not None and not hidden.strip("-1 "):
-        yield Finding(
-            "GPU", "warning", f"CUDA_VISIBLE_DEVICES={hidden!r} hides all", "unset CUDA_VISIBLE_DEVICES"
-        )
+    if facts.has_device and not facts.sees_device:
+        found = f"CUDA_VISIBLE_DEVICES={facts.environment['CUDA_VISIBLE_DEVICES']!r} hides all"
+        yield Finding("GPU", "warning", found, "unset CUDA_VISIBLE_DEVICES")
     path = facts.environment.get("LD_LIBRARY_PATH", "")
     if facts.has_device and "cuda" in path.lower():
         found = f"LD_LIBRARY_PATH={path} may put other CUDA libraries before those of TensorFlow and CuPy"
@@ -88,7 +86,7 @@ def cuda_version(distribution: str) -> int | None:
     ending = re.fullmatch(r"nvidia-.+-cu(\d\d)", distribution)
     if ending:
         return int(ending[1])
-    return 13 if distribution.removeprefix("nvidia-") in _CUDA_13 else None
+    return 13 if distribution in _CUDA_13 else None
 
 
 def tensorflow_devices(facts: Facts) -> Iterator[Finding]:
@@ -97,7 +95,7 @@ def tensorflow_devices(facts: Facts) -> Iterator[Finding]:
         return
     devices, cuda = facts.tensorflow["devices"], facts.tensorflow["build"].get("cuda_version")
     built = f"built with CUDA {cuda}" if cuda else "built without CUDA"
-    if devices or not facts.has_device:
+    if devices or not facts.sees_device:
         state: State = "ok" if devices else "not needed"
         yield Finding("TensorFlow GPU", state, f"{built}, sees {len(devices)} GPUs")
     else:
@@ -127,13 +125,13 @@ def cupy(facts: Facts) -> Iterator[Finding]:
         found = f"{found} beside TensorFlow, which is built with CUDA 12: two sets of CUDA libraries in one process"
         yield Finding("CuPy", "problem", found, f"pip uninstall -y {there[0]} && {wheel}")
     elif facts.cupy and "error" in facts.cupy:
-        fix = 'pip install "cupy-cuda12x[ctk]"' if facts.has_device else ""
+        fix = 'pip install "cupy-cuda12x[ctk]"'
         yield Finding(
-            "CuPy", "problem" if facts.has_device else "warning", f"{found}: {facts.cupy['error']}", fix
+            "CuPy", "problem" if facts.sees_device else "warning", f"{found}: {facts.cupy['error']}", fix
         )
     elif facts.cupy and facts.cupy["missing"]:
-        fix = "look at the driver, and at CUDA_VISIBLE_DEVICES" if facts.has_device else ""
-        state: State = "problem" if facts.has_device else "not needed"
+        fix = "look at the driver, and at CUDA_VISIBLE_DEVICES" if facts.sees_device else ""
+        state: State = "problem" if facts.sees_device else "not needed"
         yield Finding("CuPy", state, f"{found}: {facts.cupy['missing']}", fix)
     elif facts.cupy:
         free = ", ".join(f"{nbytes / 2**30:.1f} GiB free" for nbytes in facts.cupy["devices"])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -106,6 +106,14 @@ class Facts:
         """Whether there is an NVIDIA device, or ought to be."""
         return bool(self.driver.devices or self.driver.version)
 
+    @property
+    def sees_device(self) -> bool:
+        """Whether this process is allowed to see it."""
+        return self.has_device and self.environment.get("CUDA_VISIBLE_DEVICES", "all").strip() not in (
+            "",
+            "-1",
+        )
+
 
 def gather(*, quick: bool = False) -> tuple[Facts, dict[str, str]]:
     """Return the facts, and by name what kept those that are missing from being found.
@@ -135,9 +143,9 @@ def gather(*, quick: bool = False) -> tuple[Facts, dict[str, str]]:
         questions["tensorflow"] = lambda: ask(_ASK_TENSORFLOW)
     if not quick and cupy_distributions(versions):
         questions["cupy"] = lambda: ask(_ASK_CUPY)
-    answers, failures = all_at_once(questions, LIBRARY_SECONDS + 5)
+    answers, failures = all_at_once(questions, 5 + (_COMMAND_SECONDS if quick else LIBRARY_SECONDS))
     return Facts(
-        python=platform.python_version(),
+        python=".".join(str(number) for number in sys.version_info[:3]),
         versions=versions,
         requires=requires,
         environment=dict(os.environ),
@@ -163,8 +171,9 @@ def all_at_once(
     threads = {name: Thread(target=answer, args=(name,), daemon=True) for name in questions}
     for thread in threads.values():
         thread.start()
+    until = time.monotonic() + seconds
     for thread in threads.values():
-        thread.join(seconds)
+        thread.join(max(0.0, until - time.monotonic()))
     for name in questions.keys() - answers.keys() - failures.keys():
         failures[name] = f"no answer within {seconds:.0f} s"
     return dict(answers), dict(failures)

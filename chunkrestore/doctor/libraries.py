@@ -7,17 +7,8 @@ from collections.abc import Iterator, Mapping
 from chunkrestore.doctor.facts import Facts, cupy_distributions, normalised
 from chunkrestore.doctor.finding import Finding, State
 
-_OPTIONAL = (
-    "tensorflow",
-    "keras",
-    "csbdeep",
-    "stardist",
-    "dask-cuda",
-    "dask-jobqueue",
-    "obstore",
-    "cryptography",
-)
 _NETWORKS = ("tensorflow", "keras", "csbdeep", "stardist")
+_OPTIONAL = (*_NETWORKS, "dask-jobqueue", "obstore", "cryptography")
 _LEAST = {
     "distributed": ("2026.1", "its dashboard can be made to run code (CVE-2026-23528)"),
     "keras": ("3.13.1", "a weights file can make it read other files (CVE-2026-1669)"),
@@ -37,12 +28,8 @@ def python(facts: Facts) -> Iterator[Finding]:
 
 def requirements(facts: Facts) -> Iterator[Finding]:
     """Judge whether what is installed has what it asks for, in the versions that it asks for."""
-    roots = [
-        "chunkrestore",
-        *(n for n in _OPTIONAL if n in facts.versions),
-        *cupy_distributions(facts.versions),
-    ]
-    wrong = conflicts(roots, facts.versions, facts.requires)
+    optional = [name for name in _OPTIONAL if name in facts.versions] + cupy_distributions(facts.versions)
+    wrong = conflicts(["chunkrestore", *optional], facts.versions, facts.requires)
     own = facts.versions.get("chunkrestore", "not installed")
     if not wrong:
         yield Finding("chunkrestore", "ok", f"{own}, and all that it needs")
@@ -83,23 +70,25 @@ def conflicts(
 
 def dask(facts: Facts) -> Iterator[Finding]:
     """Judge Dask, its scheduler, and the packages that pin them."""
-    dask, distributed = (facts.versions.get(name, "missing") for name in ("dask", "distributed"))
-    if dask == distributed:
-        yield Finding("Dask", "ok", f"dask and distributed {dask}")
+    both, scheduler = facts.versions.get("dask", ""), facts.versions.get("distributed", "")
+    if both == scheduler:
+        yield Finding("Dask", "ok", f"dask and distributed {both}")
     else:
         # They are released together, and each relies on the other's internals.
-        fix = f'pip install "dask=={distributed}" "distributed=={distributed}"'
-        yield Finding("Dask", "problem", f"dask {dask} beside distributed {distributed}", fix)
+        fix = f'pip install "dask=={scheduler or both}" "distributed=={scheduler or both}"'
+        yield Finding(
+            "Dask", "problem", f"dask {both or 'missing'}, distributed {scheduler or 'missing'}", fix
+        )
     if "dask-cuda" not in facts.versions:
         yield Finding("dask-cuda", "not needed", "not installed; one worker per GPU is started without it")
+        return
+    pins = conflicts(["dask-cuda"], facts.versions, facts.requires)
+    if pins:
+        wanted = " ".join(f'"{pin}"' for pin in pins)
+        fix = f"pip install {wanted}, or pip uninstall dask-cuda"
+        yield Finding("dask-cuda", "problem", "; ".join(pins.values()), fix)
     else:
-        pins = conflicts(["dask-cuda"], facts.versions, facts.requires)
-        state: State = "problem" if pins else "ok"
-        found = f"{facts.versions['dask-cuda']}{'; ' if pins else ''}{'; '.join(pins.values())}"
-        fix = (
-            f"pip install {' '.join(f'{chr(34)}{pin}{chr(34)}' for pin in pins)}, or pip uninstall dask-cuda"
-        )
-        yield Finding("dask-cuda", state, found, fix if pins else "")
+        yield Finding("dask-cuda", "ok", facts.versions["dask-cuda"])
 
 
 def security(facts: Facts) -> Iterator[Finding]:

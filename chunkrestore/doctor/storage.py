@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +99,9 @@ def judge(tried: Probe) -> Iterator[Finding]:
         yield Finding("clock", "ok", "the file server's agrees with this machine's")
 
 
-def _refused(call: object) -> bool:
+def _refused(call: Callable[[], object]) -> bool:
     try:
-        call()  # type: ignore[operator]
+        call()
     except OSError:
         return True
     return False

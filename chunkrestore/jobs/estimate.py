@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chunkrestore.cluster import Cluster, connect
 from chunkrestore.jobs.passes import format_nbytes
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.probe import PassProbe, StageProbe, probe_plan
 from chunkrestore.jobs.progress import format_seconds
+from chunkrestore.jobs.runner import message_of
 from chunkrestore.ome_zarr import OmeZarrImage
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def estimate(
     ValueError
         If `n_probes` is less than 1, `plan` is not one of `image`, or the probed blocks hold no structure that
         operators could be scaled by.
+    RuntimeError
+        If a worker died, most likely for want of memory.
 
     Notes
     -----
@@ -155,16 +161,24 @@ def estimate(
             f"{image.dtype}; plan for the same part of it"
         )
     with connect(cluster, n_workers=n_workers) as client:
-        arguments = plan, image.source(0), n_probes, device
-        if client is None:
-            of_workers = [probe_plan(*arguments)]
-        else:
-            futures = [
-                client.submit(probe_plan, *arguments, workers=[worker], pure=False)
-                for worker in client.scheduler_info(n_workers=-1)["workers"]
-            ]
-            of_workers = client.gather(futures)
-    return _estimate(plan, of_workers)
+        return _estimate(plan, _probed(client, plan, image.source(0), n_probes, device))
+
+
+def _probed(client: Client | None, *arguments: Any) -> list[list[PassProbe]]:
+    """Probe on every worker at the same time."""
+    if client is None:
+        return [probe_plan(*arguments)]
+    futures = [
+        client.submit(probe_plan, *arguments, workers=[worker], pure=False)
+        for worker in client.scheduler_info(n_workers=-1)["workers"]
+    ]
+    try:
+        of_workers: list[list[PassProbe]] = client.gather(futures)
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":
+            raise RuntimeError(f"a block could not be probed: {message_of(error)}") from error
+        raise
+    return of_workers
 
 
 def _estimate(plan: Plan, of_workers: Sequence[Sequence[PassProbe]]) -> Estimate:

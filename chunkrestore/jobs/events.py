@@ -109,8 +109,9 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
-    return event if is_event and isinstance(event.get("time"), int | float) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    return event if isinstance(event.get("time"), int | float) and math.isfinite(event["time"]) else None
 
 
 def is_block(line: bytes) -> bool:

@@ -17,14 +17,51 @@ from string import Template
 from typing import Any
 
 from chunkrestore.jobs.events import event_lines, read_events
+from chunkrestore.jobs.ledger import work_folder_of
 from chunkrestore.jobs.report_page import activity, overview
 from chunkrestore.jobs.report_page.markup import Markup, element, join
 from chunkrestore.jobs.report_page.material import Material
-from chunkrestore.jobs.report_page.slices import View, published, selected_input, views
+from chunkrestore.jobs.report_page.slices import View, opened, selected_input, views
 from chunkrestore.jobs.report_page.summary import Summary
 from chunkrestore.ome_zarr import OmeZarrImage
+from chunkrestore.ome_zarr.store import location
 
 _PAGE = "report.html"
+
+
+def write_report(
+    output: str | os.PathLike[str],
+    *,
+    job: str | None = None,
+    work_folder: str | os.PathLike[str] | None = None,
+) -> list[Path]:
+    """Write the page of every job of an output, whatever state they are in, and return the paths.
+
+    Parameters
+    ----------
+    output
+        Store that the jobs write.
+    job
+        ``"image"`` or ``"labels-NAME"``; all by default.
+    work_folder
+        Where jobs keep their files, if not beside the output.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such job.
+    OSError
+        If a page cannot be written.
+    """
+    target = location(output)
+    work = work_folder_of(target, work_folder)
+    folders = sorted(path.parent for path in work.glob("*/manifest.json"))
+    chosen = [folder for folder in folders if job in (None, folder.name)]
+    if not chosen:
+        known = ", ".join(folder.name for folder in folders) or "none"
+        which = "job" if job is None else f"`job` {job!r}"
+        raise FileNotFoundError(f"there is no {which} in {work} (it holds {known}); give the output of a job")
+    return [write_html(folder, target) for folder in chosen]
 
 
 def write_html(job_folder: str | os.PathLike[str], output: str, *, image: OmeZarrImage | None = None) -> Path:
@@ -94,12 +131,11 @@ def _views(
     """Return slices of the input, and of those outputs that the journal says are published."""
     label_name = (manifest.get("output") or {}).get("labels")
     n_image_passes = len(manifest.get("passes", [])) - (label_name is not None)
-    result, labels = published(output, label_name)
-    if not decided.get(f"published-image-{n_image_passes - 1}"):
-        result = None
-    if not decided.get("published-labels"):
-        labels = None
-    return views(selected_input(manifest) if image is None else image, result, labels)
+    before = selected_input(manifest) if image is None else image
+    # Something else may lie there that the job is about to replace.
+    result = opened(output) if decided.get(f"published-image-{n_image_passes - 1}") else None
+    labels = opened(f"{output.rstrip('/')}/labels/{label_name}") if decided.get("published-labels") else None
+    return views(before, result, labels)
 
 
 def _page(job: Material) -> str:
@@ -116,7 +152,7 @@ def _page(job: Material) -> str:
         activity.blocks(job),
         _footer(job.summary),
     )
-    title = element("title", f"{job.folder.name}: {job.state} – chunkrestore")
+    title = element("title", f"{job.title}: {job.state} – chunkrestore")
     return Template(page).substitute(
         title=title, style=Markup(style), script=Markup(script), script_sha256=digest, body=join(parts)
     )

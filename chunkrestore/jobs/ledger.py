@@ -265,12 +265,14 @@ def read_journal(path: Path) -> Journal:
 def work_folder_of(output: str, given: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder that keeps the ledgers of the jobs that write into the store `output`.
 
-    Beside the store; for a URL, which has no place for an append-only journal, in the current folder.
+    Beside the store; for a URL, which has no place for an append-only journal, in the current folder, under the
+    whole URL's name: stores of different buckets may be called the same.
     """
     if given is not None:
         return Path(given).expanduser().absolute()
-    beside = output if "://" not in output else output.rpartition("/")[2]
-    return Path(f"{beside.rstrip('/')}.chunkrestore").absolute()
+    _, is_url, rest = output.partition("://")
+    beside = rest.strip("/").replace("/", "-") if is_url else output.rstrip("/")
+    return Path(f"{beside}.chunkrestore").absolute()
 
 
 def only_unfinished(work: Path, name: str | None) -> Path:

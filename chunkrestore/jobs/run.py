@@ -1,100 +1,37 @@
-"""Plan and run store-to-store jobs."""
+"""Run store-to-store jobs, and go on with those that have stopped."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from dask.utils import parse_bytes
 
-from chunkrestore.backend import free_memory_nbytes, to_device
-from chunkrestore.cluster import Cluster, connect, usable_cores
+from chunkrestore.backend import to_device
+from chunkrestore.cluster import Cluster, connect
 from chunkrestore.cluster.allocation import in_allocation
-from chunkrestore.jobs.estimate import Estimate
-from chunkrestore.jobs.estimate import estimate as probe
 from chunkrestore.jobs.events import Events
+from chunkrestore.jobs.html import write_html
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
 from chunkrestore.jobs.lock import Lock
 from chunkrestore.jobs.places import ClusterLostError
-from chunkrestore.jobs.plan import Plan, make_plan, with_depth
+from chunkrestore.jobs.plan import with_depth
+from chunkrestore.jobs.prepare import Options, Region, Store, budget, calibrated, planned, select
 from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.report import Report
 from chunkrestore.jobs.request import load_request, save_request
 from chunkrestore.jobs.runner import BlockError, Runner, draining, message_of
 from chunkrestore.jobs.stages import Stages
-from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
-from chunkrestore.ome_zarr.store import free_nbytes, location, writable
-from chunkrestore.operators.base import ImageOperator, Operator
-from chunkrestore.operators.calibration import calibrate as find_depth
-
-Store: TypeAlias = str | os.PathLike[str]
-Region: TypeAlias = Sequence[tuple[int, int] | slice]
-
-_SHARE_OF_FREE = {"cpu": 0.8, "device": 0.5}
-"""Of the free memory that blocks may take. Reading, writing and Python need the rest; on a device also what the
-formulas, which are those of the host, do not count: unswept iterations and the FFT library's work area."""
-
-
-def plan(
-    operators: Operator | Sequence[Operator],
-    source: Store | OmeZarrImage,
-    output: Store | None = None,
-    *,
-    block_shape: Sequence[int] | None = None,
-    depth: int | Sequence[int] | None = None,
-    memory: int | str | None = None,
-    level: int = 0,
-    timepoint: int | Sequence[int] | None = None,
-    channel: str | int | Sequence[str | int] | None = None,
-    region: Region | None = None,
-    shards: Sequence[int] | None = None,
-) -> Plan:
-    """Return what `run` would do with the same arguments, from metadata alone.
-
-    Parameters are those of `run`; with `output` the plan tells how much space is free there. Nothing is computed
-    and nothing is written.
-    """
-    image = _select(source, level, timepoint, channel, region)
-    made = _plan(operators, image, block_shape, depth, budget(memory, "cpu", None), shards)
-    return made if output is None else replace(made, free_nbytes=free_nbytes(location(output)))
-
-
-def estimate(
-    operators: Operator | Sequence[Operator],
-    source: Store | OmeZarrImage,
-    *,
-    n_probes: int = 3,
-    cluster: Cluster = "auto",
-    n_workers: int | None = None,
-    device: str = "cpu",
-    level: int = 0,
-    timepoint: int | Sequence[int] | None = None,
-    channel: str | int | Sequence[str | int] | None = None,
-    region: Region | None = None,
-    **cutting: Any,
-) -> Estimate:
-    """Return how long `run` would take with the same arguments, from a few blocks that are computed and dropped.
-
-    Parameters
-    ----------
-    operators, source, cluster, n_workers, device, level, timepoint, channel, region
-        As for `run`.
-    n_probes
-        Blocks of every pass that each worker computes.
-    **cutting
-        `block_shape`, `depth`, `memory` and `shards`, as for `run`.
-    """
-    image = _select(source, level, timepoint, channel, region)
-    made = plan(operators, image, **cutting)
-    return probe(made, image, n_probes=n_probes, cluster=cluster, n_workers=n_workers, device=device)
+from chunkrestore.ome_zarr import OmeZarrImage
+from chunkrestore.ome_zarr.store import location, writable
+from chunkrestore.operators.base import Operator
 
 
 def run(
@@ -119,6 +56,7 @@ def run(
     shards: Sequence[int] | None = None,
     profile: Store | None = None,
     work_folder: Store | None = None,
+    page: bool = False,
     quiet: bool = False,
 ) -> Report:
     """Apply operators to a stored image, block by block, and write OME-Zarr.
@@ -176,6 +114,8 @@ def run(
     work_folder
         Where the journal and scratch data are kept; ``OUTPUT.chunkrestore`` by default, for a URL in the current
         folder. Workers must see it as well.
+    page
+        Write ``report.html`` when the job is done or has failed (`chunkrestore report` does so at any time).
     quiet
         Show no progress.
 
@@ -198,40 +138,22 @@ def run(
     chunkrestore.jobs.runner.BlockError
         If blocks failed; the message names them. What is finished is kept.
     """
-    image = _select(source, level, timepoint, channel, region)
+    image = select(source, level, timepoint, channel, region)
     several = list(operators) if isinstance(operators, Sequence) else [operators]
     target = writable(location(output))
     work = work_folder_of(target, work_folder)
     folder = work / job_name(several, label_name)
-
-    def prepared() -> Job:
-        """Return the job, or raise if it cannot be done; nothing is touched."""
-        ledger = Ledger(folder)
-        # What was measured when the job began is not measured again: a resumed job has the same blocks.
-        earlier = ledger.manifest() if ledger.unfinished and not overwrite else {}
-        nbytes = earlier.get("memory_nbytes") if memory == "free" else None
-        nbytes = nbytes or budget(memory, device, n_workers)
-        chain, calibration = list(several), None
-        if calibrate:
-            if depth is not None:
-                raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
-            calibration = earlier.get("calibration") or _calibrated(chain, image)
-            chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
-        made = _plan(chain, image, block_shape, depth, nbytes, shards)
-        job = Job(made, image, target, label_name, version, calibration, nbytes)
-        _check(job, ledger, overwrite=overwrite)
-        to_device(np.zeros(0, np.float32), device)  # raises if there is no such device
-        return job
-
+    options = Options(block_shape, depth, calibrate, memory, device, label_name, version, shards)
+    prepare = partial(_prepared, several, image, target, Ledger(folder), options, n_workers, overwrite)
     # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
-    early = None if cluster == "auto" and in_allocation() else prepared()
+    early = None if cluster == "auto" and in_allocation() else prepare()
     with (
         connect(cluster, n_workers=n_workers, profile=profile) as client,
         _locked(work, folder.name) as lock,
         closing(Ledger(folder, lock.check)) as ledger,
     ):
-        job = early or prepared()
-        _check(job, ledger, overwrite=overwrite)  # again: another driver may have had the lock in between
+        job = early or prepare()
+        _check(job, ledger, overwrite)  # again: another driver may have had the lock in between
         report = Report(
             operators=[],
             plan=job.plan.describe(),
@@ -240,17 +162,10 @@ def run(
             calibration=job.calibration,
         )
         stages = Stages(Runner(client), ledger, Progress(quiet=quiet), Events(None), report, device)
-        options = {
-            "block_shape": block_shape,
-            "depth": depth,
-            "calibrate": calibrate,
-            "memory": job.memory_nbytes,
-            "device": device,
-            "label_name": label_name,
-            "version": version,
-            "shards": shards,
-        }
-        _execute(job, stages, partial(save_request, folder, several, image, options), overwrite=overwrite)
+        kept = asdict(replace(options, memory=job.memory_nbytes))
+        save = partial(save_request, folder, several, image, kept)
+        with _pictured(job, ledger) if page else nullcontext():
+            _execute(job, stages, save, overwrite)
     return report
 
 
@@ -262,6 +177,7 @@ def resume(
     n_workers: int | None = None,
     profile: Store | None = None,
     work_folder: Store | None = None,
+    page: bool = False,
     quiet: bool = False,
 ) -> Report:
     """Go on with the unfinished job of an output, wherever and however it was begun.
@@ -272,7 +188,7 @@ def resume(
         Store that the job writes into.
     job
         Its name, ``"image"`` or ``"labels-NAME"``; needed if several are unfinished.
-    cluster, n_workers, profile, work_folder, quiet
+    cluster, n_workers, profile, work_folder, page, quiet
         As for `run`; they may differ from what the job was begun with.
 
     Raises
@@ -291,6 +207,7 @@ def resume(
         n_workers=n_workers,
         profile=profile,
         work_folder=work,
+        page=page,
         quiet=quiet,
         **options,
     )
@@ -320,7 +237,34 @@ def retry_failed(
     return resume(output, job=job, work_folder=work, **where)
 
 
-def _check(job: Job, ledger: Ledger, *, overwrite: bool) -> None:
+def _prepared(
+    operators: list[Operator],
+    image: OmeZarrImage,
+    output: str,
+    ledger: Ledger,
+    options: Options,
+    n_workers: int | None,
+    overwrite: bool,
+) -> Job:
+    """Return the job, or raise if it cannot be done; nothing is touched."""
+    # What was measured when the job began is not measured again: a resumed job has the same blocks.
+    earlier = ledger.manifest() if ledger.unfinished and not overwrite else {}
+    nbytes = earlier.get("memory_nbytes") if options.memory == "free" else None
+    nbytes = nbytes or budget(options.memory, options.device, n_workers)
+    chain, calibration = list(operators), None
+    if options.calibrate:
+        if options.depth is not None:
+            raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
+        calibration = earlier.get("calibration") or calibrated(chain, image)
+        chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
+    made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards)
+    job = Job(made, image, output, options.label_name, options.version, calibration, nbytes)
+    _check(job, ledger, overwrite)
+    to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
+    return job
+
+
+def _check(job: Job, ledger: Ledger, overwrite: bool) -> None:
     """Raise unless the job can begin, or is the one that was left unfinished."""
     if ledger.unfinished and not overwrite:
         ledger.check(job.manifest())
@@ -328,7 +272,7 @@ def _check(job: Job, ledger: Ledger, *, overwrite: bool) -> None:
         job.check_output(overwrite=overwrite)
 
 
-def _execute(job: Job, stages: Stages, save: Callable[[], None], *, overwrite: bool) -> None:
+def _execute(job: Job, stages: Stages, save: Callable[[], None], overwrite: bool) -> None:
     """Begin a job or go on with it, to its end."""
     ledger, manifest = stages.ledger, job.manifest()
     resuming = ledger.unfinished and not overwrite
@@ -373,6 +317,18 @@ def _told(events: Events, report: Report, resuming: bool) -> Iterator[None]:
 
 
 @contextmanager
+def _pictured(job: Job, ledger: Ledger) -> Iterator[None]:
+    """Write the page of a job that comes to its end or fails; nobody waits for it when it is interrupted."""
+    try:
+        yield
+    except BlockError:
+        with suppress(OSError):  # the blocks are what must be told
+            write_html(ledger.folder, job.output, image=job.image)
+        raise
+    write_html(ledger.folder, job.output, image=job.image)
+
+
+@contextmanager
 def _locked(work: Path, name: str) -> Iterator[Lock]:
     """Hold the lock of an output; leave no empty folder behind."""
     try:
@@ -381,64 +337,3 @@ def _locked(work: Path, name: str) -> Iterator[Lock]:
     finally:
         with suppress(OSError):
             work.rmdir()
-
-
-def budget(memory: int | str | None, device: str, n_workers: int | None) -> int | None:
-    """Return the peak bytes of one block that `memory` stands for; None: the default.
-
-    Raises
-    ------
-    ValueError
-        If it is no amount of memory.
-    """
-    if memory is None:
-        return None
-    if memory == "free":
-        share = _SHARE_OF_FREE["cpu" if device == "cpu" else "device"]
-        return int(share * free_memory_nbytes(device) / (n_workers or usable_cores()))
-    try:
-        nbytes = parse_bytes(memory)
-    except ValueError:
-        nbytes = 0
-    if nbytes <= 0:
-        raise ValueError(f"`memory` must be bytes, text such as '8 GB', or 'free'; got {memory!r}")
-    return nbytes
-
-
-def _calibrated(operators: Sequence[Operator], image: OmeZarrImage) -> dict[str, Any]:
-    """Return the record of a calibration of the first operator, on the first time point and channel."""
-    first = operators[0]
-    first.check(image.spatial_shape, check_dtype(image.dtype, image.path))
-    if not isinstance(first, ImageOperator):
-        raise ValueError(f"`calibrate` has nothing to do: {first.name} is exact with its own halo")
-    source = image.source(0)
-    return find_depth(first, lambda region: source.read(0, 0, region), image.spatial_shape).describe()
-
-
-def _plan(
-    operators: Operator | Sequence[Operator],
-    image: OmeZarrImage,
-    block_shape: Sequence[int] | None,
-    depth: int | Sequence[int] | None,
-    memory_nbytes: int | None,
-    shards: Sequence[int] | None,
-) -> Plan:
-    several = operators if isinstance(operators, Sequence) else [operators]
-    return make_plan(
-        several,
-        image.spatial_shape,
-        check_dtype(image.dtype, image.path),
-        n_timepoints=image.n_t,
-        n_channels=image.n_c,
-        block_shape=block_shape,
-        depth=depth,
-        memory_nbytes=memory_nbytes,
-        shards=shards,
-    )
-
-
-def _select(
-    source: Store | OmeZarrImage, level: int, timepoint: Any, channel: Any, region: Region | None
-) -> OmeZarrImage:
-    slices = None if region is None else tuple(r if isinstance(r, slice) else slice(*r) for r in region)
-    return open_image(source).select(level=level, t=timepoint, c=channel, region=slices)

@@ -19,7 +19,7 @@ handles and manifests hold no secret:
 Profiles in ``~/.aws`` and roles of EC2 machines are not read.
 
 The library is obstore: one wheel that brings retries with back-off, resumed downloads and multipart uploads,
-on threads of its own. (fsspec needs s3fs, aiobotocore and an exact botocore, and retries less.)
+on threads of its own. (fsspec would need s3fs, aiobotocore and botocore besides.)
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ SCHEMES = ("s3", "https", "http")
 RETRIES: RetryConfig = {
     "max_retries": 6,
     "retry_timeout": timedelta(minutes=2),
-    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 3},
 }
-"""Of one request, about six seconds in all; what takes longer to heal is left to the caller."""
+"""Of one request: two to ten seconds in all, as the delays are random. What takes longer is left to the caller."""
 
 _TIMEOUTS: ClientConfig = {
     "connect_timeout": timedelta(seconds=10),

@@ -66,7 +66,7 @@ def brief(error: Exception) -> str:
 
 def _translated(error: Exception, url: str) -> Exception:
     """Return the error to raise. Of an answer only status and code are shown: its text may hold a key's name."""
-    from obstore.exceptions import NotSupportedError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import NotSupportedError
 
     text = str(error)
     status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
@@ -77,7 +77,7 @@ def _translated(error: Exception, url: str) -> Exception:
         return MissingBucketError(f"{url}: {server} has no such bucket; check its name and AWS_ENDPOINT_URL")
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(f"{url} does not exist")
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "Token" in code:
+    if status in (401, 403) or "Token" in code:
         return PermissionError(f"{url}: {server} refuses access ({answer}); {_advice(url)}")
     if status == 416:
         return OutOfRangeError(f"{url} is shorter than its index says")

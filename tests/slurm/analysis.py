@@ -20,14 +20,10 @@ if __name__ == "__main__":
     parser.add_argument("--networks", action="store_true", help="CARE and StarDist instead of a threshold")
     arguments = parser.parse_args()
 
-    operators = [
-        cr.RichardsonLucy(gaussian((1.5, 1.0, 1.0)), iterations=arguments.iterations, background=100.0)
-    ]
-    operators += (
-        [cr.Care("care3d-demo"), cr.StarDist("stardist3d-demo")] if arguments.networks else [cr.Threshold()]
-    )
+    lucy = cr.RichardsonLucy(gaussian((1.5, 1.0, 1.0)), iterations=arguments.iterations, background=100.0)
+    networks = [cr.Care("care3d-demo"), cr.StarDist("stardist3d-demo")]
     report = cr.run(
-        operators,
+        [lucy, *(networks if arguments.networks else [cr.Threshold()])],
         arguments.source,
         arguments.output,
         cluster=arguments.cluster,

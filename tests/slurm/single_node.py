@@ -15,8 +15,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,7 @@ SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
+# The lifetime of a credential is also how long a requeued job waits: two minutes by default.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -53,18 +54,16 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 MpiDefault=none
 SwitchType=switch/none
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
-# The claimed CPUs need not exist.
+# The CPUs that the node claims need not exist.
 SlurmdParameters=config_overrides
 ReturnToService=2
 MinJobAge=300
 KillWait=5
-BatchStartTimeout=10
-SlurmctldTimeout=30
-SlurmdTimeout=30
-InactiveLimit=0
+BatchStartTimeout=60
 NodeName={host} NodeAddr=127.0.0.1 CPUs={slots} RealMemory={memory} State=UNKNOWN
 PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=512 State=UP
 """
@@ -77,15 +76,6 @@ class SlurmError(RuntimeError):
 def missing() -> list[str]:
     """Return the programs that are not installed."""
     return [name for name in (*DAEMONS, "sbatch", "srun") if _program(name) is None]
-
-
-@contextmanager
-def single_node(folder: Path) -> Iterator[dict[str, str]]:
-    """Run SLURM in `folder` and yield the environment of its users; stop it at the end."""
-    try:
-        yield start(folder)
-    finally:
-        stop(folder)
 
 
 def start(folder: Path) -> dict[str, str]:
@@ -181,12 +171,11 @@ def _launch(name: str, folder: Path, *options: str, **environment: str) -> None:
 
 
 def _end(name: str, folder: Path) -> None:
-    process = _process(name, folder)
     until = time.monotonic() + DEADLINE
-    if process is not None:
+    if process := _process(name, folder):
         process.terminate()
     # Not psutil's wait: where nobody collects orphans they stay as zombies.
-    while _process(name, folder) is not None:
+    while process := _process(name, folder):
         if time.monotonic() > until:
             process.kill()
             raise SlurmError(f"{name} ignored SIGTERM{_tail(name, folder)}")

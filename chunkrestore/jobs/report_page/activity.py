@@ -7,9 +7,10 @@ from typing import Any
 
 from chunkrestore.jobs.progress import format_seconds
 from chunkrestore.jobs.report_page.drawing import Row, Tick, figure, share_bar, time_ticks
+from chunkrestore.jobs.report_page.histograms import edge
 from chunkrestore.jobs.report_page.markup import Markup, element, section, shortened, table
 from chunkrestore.jobs.report_page.material import Material
-from chunkrestore.jobs.report_page.summary import PHASES, StageSummary, Summary, edge
+from chunkrestore.jobs.report_page.summary import PHASES, StageSummary, Summary
 from chunkrestore.jobs.report_page.words import clock, duration, place
 
 _MOST_ROWS = 100
@@ -147,7 +148,7 @@ def blocks(job: Material) -> Markup:
             for (stage, item), (cause, message) in list(summary.failed.items())[:_MOST_ROWS]
         ]
         parts += [
-            element("h3", f"Failed: {len(summary.failed):,}"),
+            element("h3", f"Failed: {summary.n_failed}"),
             table(("stage", "block", "cause", "message"), rows, id="failed"),
         ]
     if summary.retries:

@@ -38,6 +38,11 @@ class Material:
     """Why there are none."""
 
     @property
+    def title(self) -> str:
+        """Name of the store and of what the job makes of it."""
+        return f"{self.output.rstrip('/').rpartition('/')[2]}, {self.folder.name}"
+
+    @property
     def plan(self) -> Mapping[str, Any]:
         """The plan, as far as it is told."""
         return (

@@ -23,18 +23,23 @@ def heading(job: Material) -> Markup:
         ("megavoxels/s", None if job.voxels_per_second is None else f"{job.voxels_per_second / 1e6:.3g}"),
         ("objects", None if job.n_objects is None else f"{job.n_objects:,}"),
         ("worst seam (rms)", f"{seams[0]['rms']:.1e}" if seams else None),
-        ("failed", f"{len(summary.failed):,}"),
+        ("failed", summary.n_failed),
         ("retries", f"{summary.n_retried:,}"),
     ]
     shown = [
-        element("div", element("strong", value), element("span", name), class_="tile")
+        element(
+            "div",
+            element("strong", value),
+            element("span", name),
+            class_="tile bad" if name == "failed" and summary.failed else "tile",
+        )
         for name, value in tiles
         if value is not None
     ]
     return element(
         "header",
         element("p", "chunkrestore", class_="brand"),
-        element("h1", job.folder.name, " ", element("span", job.state, class_=f"badge {_word(job.state)}")),
+        element("h1", job.title, " ", element("span", job.state, class_=f"badge {_word(job.state)}")),
         element("p", job.output, class_="path"),
         element("div", *shown, class_="tiles"),
     )

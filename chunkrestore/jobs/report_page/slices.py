@@ -91,14 +91,8 @@ def selected_input(manifest: dict[str, Any]) -> OmeZarrImage:
     return image.select(level=level, t=first.get("t"), c=first.get("c"), region=region)
 
 
-def published(output: str, label_name: str | None) -> tuple[OmeZarrImage | None, OmeZarrImage | None]:
-    """Return the image and the labels of an output, as far as they are published."""
-    return _opened(output), None if label_name is None else _opened(
-        f"{output.rstrip('/')}/labels/{label_name}"
-    )
-
-
-def _opened(path: str) -> OmeZarrImage | None:
+def opened(path: str) -> OmeZarrImage | None:
+    """Return the image or labels at `path`; None if they are not there any more."""
     try:
         return open_image(path)
     except (OSError, ValueError):

@@ -3,72 +3,22 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chunkrestore.jobs.report_page.histograms import N_MOMENTS, Durations, Moments
+
 PHASES = ("read", "compute", "write")
 """What a task spends its time on."""
 
-_BINS_PER_DECADE = 24
-_SHORTEST = 1e-4
-_N_DURATIONS = 10 * _BINS_PER_DECADE
-_N_MOMENTS = 160
 _N_SLOWEST = 20
 _N_RETRIES = 100
 _N_FAILED = 1000
+_LONGEST_MESSAGE = 1000
 _N_WORKERS = 10_000
 _N_RUNS = 50
-
-
-class Durations:
-    """A histogram of seconds on a logarithmic scale, from 0.1 ms on; quantiles are good to 5 %."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * _N_DURATIONS
-        self.n = 0
-        self.total = 0.0
-        self.longest = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one duration."""
-        position = int(math.log10(max(seconds, _SHORTEST) / _SHORTEST) * _BINS_PER_DECADE)
-        self.counts[min(position, _N_DURATIONS - 1)] += 1
-        self.n += 1
-        self.total += seconds
-        self.longest = max(self.longest, seconds)
-
-    def quantile(self, share: float) -> float:
-        """Return the duration that a share of all does not exceed; 0 without any."""
-        missing = share * self.n
-        for position, count in enumerate(self.counts):
-            missing -= count
-            if count and missing <= 0:
-                return min(edge(position + 0.5), self.longest)
-        return self.longest
-
-
-def edge(position: float) -> float:
-    """Return the seconds at which a bin of `Durations` begins."""
-    return float(_SHORTEST * 10 ** (position / _BINS_PER_DECADE))
-
-
-class Moments:
-    """How many blocks ended in each of a fixed number of equal intervals, which widen as time goes by."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * _N_MOMENTS
-
-    def add(self, position: int) -> None:
-        """Count one block."""
-        self.counts[position] += 1
-
-    def widen(self) -> None:
-        """Unite intervals in pairs."""
-        pairs = zip(self.counts[::2], self.counts[1::2], strict=True)
-        self.counts = [a + b for a, b in pairs] + [0] * (_N_MOMENTS // 2)
 
 
 @dataclass
@@ -182,6 +132,11 @@ class Summary:
         return self.causes.total()
 
     @property
+    def n_failed(self) -> str:
+        """Blocks that were given up and not finished since, in words: not all of very many are kept."""
+        return f"{len(self.failed):,}" if len(self.failed) < _N_FAILED else f"at least {_N_FAILED:,}"
+
+    @property
     def hosts(self) -> list[str]:
         """Machines that drivers and workers ran on."""
         hosts = {run.host for run in self.runs} | {worker.rpartition(":")[0] for worker in self.workers}
@@ -198,7 +153,7 @@ class Summary:
         self.now, self._last = max(self.now, at - self._zero), at
         try:
             self._take(kind, event)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             # Of another version, or spoilt: what the rest adds up to is still worth showing.
             self.n_spoilt += 1
         if self.runs:
@@ -283,7 +238,7 @@ class Summary:
     def _on_failed(self, event: dict[str, Any]) -> None:
         key = str(event["stage"]), tuple(event["item"])
         if key in self.failed or len(self.failed) < _N_FAILED:
-            self.failed[key] = str(event.get("cause")), str(event.get("message"))
+            self.failed[key] = str(event.get("cause")), str(event.get("message"))[:_LONGEST_MESSAGE]
 
     def _on_drain(self, event: dict[str, Any]) -> None:
         if self.runs:
@@ -301,7 +256,7 @@ class Summary:
         return self.stages[kind]
 
     def _moment(self) -> int:
-        while self.now >= _N_MOMENTS * self.seconds_per_moment:
+        while self.now >= N_MOMENTS * self.seconds_per_moment:
             self.seconds_per_moment *= 2
             for kind in self.stages.values():
                 kind.moments.widen()

@@ -10,9 +10,9 @@ from chunkrestore.jobs.passes import times
 
 def place(item: Sequence[int]) -> str:
     """Return an item of a stage: its block, with time point and channel only where they are not the first."""
-    t, c, *index = item
-    plane = f", time point {t}, channel {c}" if t or c else ""
-    return f"{', '.join(map(str, index))}{plane}"
+    (t, c), index = (*item, 0, 0)[:2], item[2:]
+    plane = [f"time point {t}", f"channel {c}"] if t or c or not index else []
+    return ", ".join([*map(str, index), *plane])
 
 
 def shape_text(numbers: Sequence[int] | None) -> str:
