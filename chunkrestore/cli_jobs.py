@@ -83,16 +83,14 @@ def retry_failed(output: str, quiet: bool, verbose: bool, **options: Any) -> Non
 @click.argument("output", metavar="OUT")
 @_on_cluster
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_context
-def verify(context: click.Context, /, output: str, quiet: bool, **options: Any) -> None:
+def verify(output: str, quiet: bool, **options: Any) -> int:
     """Read all that jobs have written, and compare it with their checksums; exit 1 if anything differs."""
     from chunkrestore.jobs.verify import verify as check
 
     found = check(output, quiet=quiet, **options)
     if not quiet:
         click.echo("\n".join(map(str, found)))
-    if not all(job.ok for job in found):
-        context.exit(1)
+    return 0 if all(job.ok for job in found) else 1
 
 
 @click.command()
@@ -109,15 +107,14 @@ def report(output: str, work_folder: str | None, job: str | None) -> None:
 
 @click.command()
 @click.argument("output", metavar="[OUT]", required=False)
-@click.pass_context
-def doctor(context: click.Context, /, output: str | None) -> None:
-    """Check drivers, packages, memory and disk, and say what to install; exit 1 if something is wrong."""
-    from chunkrestore.doctor import examine, table
+@click.option("--quick", is_flag=True, help="Do not load TensorFlow and CuPy.")
+def doctor(output: str | None, quick: bool) -> int:
+    """Look this machine over and say what to install, with OUT its disk too; exit 1 if something is wrong."""
+    from chunkrestore.doctor import examine, healthy, table
 
-    findings = examine(output)
+    findings = examine(output, quick=quick)
     click.echo(table(findings))
-    if any(finding.state == "problem" for finding in findings):
-        context.exit(1)
+    return 0 if healthy(findings) else 1
 
 
 COMMANDS = (status, resume, retry_failed, verify, report, doctor)

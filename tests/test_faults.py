@@ -243,6 +243,19 @@ def test_a_killed_driver_is_resumed(job, tmp_path, output, point, action):
     check_resumed(job, session, output)
 
 
+def test_a_scratch_image_whose_publication_was_not_noted_may_be_gone_later(job, tmp_path, output):
+    """Stopped twice: between publishing the scratch image and noting it, and after that image was removed."""
+    for number, fault in enumerate(
+        (Fault("after-publish", "error"), Fault("after-journal", "error", stage="paint"))
+    ):
+        with (
+            Session.create(tmp_path / str(number), fault).installed() as session,
+            pytest.raises(ValueError, match="injected"),
+        ):
+            job.run(output)
+    check_resumed(job, session, output)
+
+
 def check_resumed(job, session, output):
     """Going on finishes, and nothing that was journalled is done again."""
     assert len(session.events("fault")) == 1

@@ -118,13 +118,18 @@ def opens_not(path):
     return False
 
 
+def some(cases):
+    """Every sixth case; the others when there is time."""
+    return [c if k % 6 == 0 else pytest.param(c, marks=pytest.mark.slow) for k, c in enumerate(cases)]
+
+
 def start_job(source, output, **options):
     return cr.run(
         cr.Threshold(1.0), source, output, cluster="serial", quiet=True, label_name="found", **options
     )
 
 
-@pytest.mark.parametrize("case", [*METADATA, *BLOCKS], ids=names)
+@pytest.mark.parametrize("case", [*some(METADATA), *BLOCKS], ids=names)
 def test_job_on_a_hostile_input_ends_with_an_error_and_publishes_nothing(case, build, tmp_path, outside):
     path = build(case)
     before = tree(path)
@@ -161,7 +166,7 @@ def replace(output, how):
 
 
 @pytest.mark.parametrize("how", ["image", "labels"])
-@pytest.mark.parametrize("case", METADATA, ids=names)
+@pytest.mark.parametrize("case", some(METADATA), ids=names)
 def test_replacing_a_hostile_output_is_refused_or_done_and_touches_nothing_else(case, how, build, outside):
     path = build(case)
     if replace(path, how):
@@ -284,14 +289,16 @@ def test_damaged_record_of_unfinished_work_is_refused(what, tmp_path, outside):
 # Memory: in a process of its own, whose peak is known before the bombs are read.
 
 SCRIPT = """
-import resource, sys
+import sys
 from chunkrestore.ome_zarr import open_image
 honest, *hostile = sys.argv[1:]
 def read(path):
     reader = open_image(path).source()
     return reader.read(0, 0, tuple(slice(0, n) for n in reader.spatial_shape))
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not `ru_maxrss`, which a new process takes over from the one that started it
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 read(honest)
 for path in hostile:
     before = peak()
@@ -303,6 +310,7 @@ for path in hostile:
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc for the peak of a process")
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
 def test_bombs_do_not_unfold(templates, tmp_path):
     stores = [
@@ -315,8 +323,8 @@ def test_bombs_do_not_unfold(templates, tmp_path):
     outcomes = [line.split(" ", 2) for line in done.stdout.splitlines()]
     assert {error for error, *_ in outcomes} == {"CorruptChunkError"}
     assert [reason for *_, reason in outcomes if "a chunk has 2048" not in reason] == []
-    # Loading a codec takes one or two megabytes; the smallest bomb has 16
-    assert max(int(kilobytes) for _, kilobytes, _ in outcomes) < 8 * 1024, done.stdout
+    # Loading a codec takes one or two megabytes; a state of bzip2 four, and the smallest bomb has 16
+    assert max(int(kilobytes) for _, kilobytes, _ in outcomes) < 12 * 1024, done.stdout
     assert len(outcomes) == len(stores)
 
 
@@ -359,7 +367,7 @@ def change_and_use(data, path, version):
 
 
 @pytest.mark.parametrize(("version", "shards"), KINDS)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_a_document_is_read_or_refused(data, version, shards, templates, tmp_path_factory):
     change_and_use(data, templates(tmp_path_factory.mktemp("fuzz") / "image.zarr", version, shards), version)

@@ -20,7 +20,7 @@ LAYERS = [
     {"operators"},
     {"lazy", "stitch"},
     {"api", "pipeline", "jobs"},
-    {"demo"},
+    {"demo", "doctor"},
     {"cli", "cli_psf"},
 ]
 BESIDE = {"ome_zarr", "cluster", "models"}

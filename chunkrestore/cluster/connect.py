@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from chunkrestore.cluster.allocation import in_allocation
 from chunkrestore.cluster.profile import Profile, SchedulerProfile, read_profile
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def connect(
     *,
     n_workers: int | None = None,
     profile: str | os.PathLike[str] | None = None,
+    wants_devices: bool = True,
 ) -> Iterator[Client | None]:
     """Yield a client to run a job on, or None to run it in this process.
 
@@ -46,6 +48,8 @@ def connect(
         Worker processes, where they are started here; what the profile says, or one per core or device.
     profile
         YAML file (`chunkrestore.cluster.profile`) of the kind that `cluster` names.
+    wants_devices
+        Whether ``"auto"`` may choose ``"cuda"``: work that stays on the processor wants a worker per core.
 
     Raises
     ------
@@ -77,6 +81,8 @@ def connect(
         if running is not None:
             yield running
             return
+    if name == "auto" and wanted is None and not wants_devices and not in_allocation():
+        name = "local"
     with _place(name, n_workers, wanted) as client:
         yield client
 
@@ -89,7 +95,7 @@ def _place(name: str, n_workers: int | None, profile: Profile | None) -> Abstrac
         profile = read_profile(name)
         name = profile.kind
     elif name == "auto":
-        from chunkrestore.cluster.allocation import allocation, in_allocation
+        from chunkrestore.cluster.allocation import allocation
         from chunkrestore.cluster.gpu import has_devices
 
         if in_allocation():

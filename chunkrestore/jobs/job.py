@@ -152,7 +152,7 @@ class Job:
     def numbers(self, stages: Stages, position: int, source: RegionReader) -> dict[Plane, Numbers]:
         """Compute what a pass needs to know of its whole input."""
         work = self.plan.passes[position]
-        needs = (work.needs - {"pilot"}) | (set(RANGE) if _probes_seams(work) else set())
+        needs = (work.needs - {"pilot"}) | (set(RANGE) if work.has_seams else set())
         # A float image is read once before anything is written, since it may hold NaN; our own results do not.
         if needs or (position == 0 and source.dtype.kind == "f"):
             numbers = stages.statistics(source, work.grid, self.planes, needs)
@@ -201,7 +201,7 @@ class Job:
         if writer is not None:
             source, target = self._source(stages, position), writer.target(0)
             stages.image_pass(f"blocks-{position}", work, operators, source, target)
-            if _probes_seams(work):
+            if work.has_seams:
                 stages.probe_seams(f"seams-{position}", work, operators, source, target)
             stages.pyramid(f"pyramid-{position}", writer)
         stages.report_seams(f"seams-{position}", work, numbers)
@@ -328,8 +328,11 @@ def _writer(stages: Stages, name: str, path: str, create: Callable[[], ImageWrit
         writer = create()
         ledger.decide(f"created-{name}", True)
         return writer
-    # An image here means that the job was killed after it had published, before it could note so.
-    return None if is_image(path) else open_writer(path)
+    if not is_image(path):
+        return open_writer(path)
+    # The job was killed after it had published, before it could note so. Noted now: scratch images go later.
+    ledger.decide(f"published-{name}", True)
+    return None
 
 
 def _list_labels(path: str) -> None:
@@ -343,11 +346,6 @@ def _list_labels(path: str) -> None:
         method="",
         document=labels.attributes,
     ).publish()
-
-
-def _probes_seams(work: Pass) -> bool:
-    """Return whether an operator of the pass makes seams that are small and not nil."""
-    return any(hasattr(operator, "tolerance") for operator in work.operators)
 
 
 def _report_operators(stages: Stages, operators: Mapping[Plane, Sequence[Operator]]) -> None:

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 STALE_SECONDS = 120.0
 """An owner on another machine is given up when its last heartbeat is older: a file server may hang or fail
@@ -235,7 +236,7 @@ def _create_exclusively(path: Path, content: bytes) -> None:
 
 
 def _parsed(content: bytes) -> Holder:
-    numbers = {"pid": int, "started": (int, float), "stale_s": (int, float)}
+    numbers: dict[str, Any] = {"pid": int, "started": (int, float), "stale_s": (int, float)}
     names = [field.name for field in fields(Holder) if field.name not in _OBSERVED]
     try:
         entry = json.loads(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -114,17 +114,34 @@ class _OnCluster:
 
     def ended(self, timeout: float) -> Iterator[Ended]:
         try:
-            key = self._done.get(timeout=timeout)
+            keys = [self._done.get(timeout=timeout)]
         except Empty:
             if self._client.status != "running":
                 raise ClusterLostError(_LOST) from None
             return
-        future, item = self._running.pop(key)
-        # Released at once: a result that is still held when its worker dies would be computed again.
-        ended = _ending(future, item)
-        future.release()
-        del future
-        yield ended
+        with suppress(Empty):
+            while True:
+                keys.append(self._done.get_nowait())
+        ended = [self._running.pop(key) for key in keys]
+        outcomes = self._fetched([future for future, _ in ended])
+        while ended:
+            future, item = ended.pop()
+            ending = outcomes.pop(future.key, None) or _ending(future)
+            # Released at once: a result that is still held when its worker dies would be computed again.
+            future.release()
+            del future
+            yield item, ending
+
+    def _fetched(self, futures: list[Future]) -> dict[Any, Outcome]:
+        """Return results in one round trip; none if that fails for any of them."""
+        finished = {future.key: future for future in futures if future.status == "finished"}
+        if len(finished) < 2:
+            return {}
+        try:
+            fetched: dict[Any, Outcome] = self._client.gather(finished)
+        except Exception:
+            return {}  # one by one then, to find out which
+        return fetched
 
     def abandon(self) -> None:
         if self._running and self._client.status == "running":
@@ -146,15 +163,17 @@ def _scheduler_needed() -> Iterator[None]:
         raise ClusterLostError(_LOST) from error
 
 
-def _ending(future: Future, item: Item) -> Ended:
+def _ending(future: Future) -> Outcome | BaseException:
     """Return how a task has ended, fetching its result."""
     if future.status != "error":
         try:
             with _scheduler_needed():
                 # Raises if the future was cancelled, as all are when the scheduler is lost.
-                return item, future.result()
+                outcome: Outcome = future.result()
+                return outcome
         except Exception:
             # A result that was lost with its worker is computed again, and that may have failed.
             if future.status != "error":
                 raise
-    return item, future.exception()
+    error: BaseException = future.exception()
+    return error

@@ -147,6 +147,7 @@ def planned(
         depth=depth,
         memory_nbytes=memory_nbytes,
         shards=shards,
+        voxel_size=image.voxel_size,
     )
 
 

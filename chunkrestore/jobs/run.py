@@ -21,6 +21,7 @@ from chunkrestore.jobs.html import write_html
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
 from chunkrestore.jobs.lock import Lock
+from chunkrestore.jobs.lock_file import STALE_SECONDS
 from chunkrestore.jobs.places import ClusterLostError
 from chunkrestore.jobs.plan import with_depth
 from chunkrestore.jobs.prepare import Options, Region, Store, budget, calibrated, planned, select
@@ -32,6 +33,10 @@ from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.ome_zarr.store import location, writable
 from chunkrestore.operators.base import Operator
+from chunkrestore.operators.network import NetworkOperator
+
+_STALE_IN_PROCESS_SECONDS = 1800.0
+_MARGIN_SECONDS = 10.0
 
 
 def run(
@@ -148,8 +153,10 @@ def run(
     # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
     early = None if cluster == "auto" and in_allocation() else prepare()
     with (
-        connect(cluster, n_workers=n_workers, profile=profile) as client,
-        _locked(work, folder.name) as lock,
+        connect(
+            cluster, n_workers=n_workers, profile=profile, wants_devices=_wants_devices(several, device)
+        ) as client,
+        _locked(work, folder.name, in_process=client is None) as lock,
         closing(Ledger(folder, lock.check)) as ledger,
     ):
         job = early or prepare()
@@ -264,6 +271,11 @@ def _prepared(
     return job
 
 
+def _wants_devices(operators: Sequence[Operator], device: str) -> bool:
+    """Return whether an operator would use a device that a worker sees."""
+    return device != "cpu" or any(isinstance(operator, NetworkOperator) for operator in operators)
+
+
 def _check(job: Job, ledger: Ledger, overwrite: bool) -> None:
     """Raise unless the job can begin, or is the one that was left unfinished."""
     if ledger.unfinished and not overwrite:
@@ -329,10 +341,14 @@ def _pictured(job: Job, ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(work: Path, name: str) -> Iterator[Lock]:
+def _locked(work: Path, name: str, *, in_process: bool) -> Iterator[Lock]:
     """Hold the lock of an output; leave no empty folder behind."""
+    # Blocks in this process may hold the interpreter lock for minutes, and then no heartbeat gets through.
+    lock = Lock(work, name, stale_s=_STALE_IN_PROCESS_SECONDS if in_process else STALE_SECONDS)
+    # A batch system starts a killed job again on another machine, which cannot ask whether the driver is dead.
+    again = "SLURM_RESTART_COUNT" in os.environ
     try:
-        with Lock(work, name) as lock:
+        with lock.acquire(wait_s=STALE_SECONDS + _MARGIN_SECONDS if again else 0.0):
             yield lock
     finally:
         with suppress(OSError):

@@ -66,7 +66,7 @@ class BoundedStore(WrapperStore[Store]):
             # One byte more than allowed tells a large object apart without reading it
             found = await self._get(key, prototype, 0, self._whole + 1)
             if found is not None and len(found) > self._whole:
-                raise ValueError(f"{key} is larger than {self._whole} bytes, which no chunk of this array is")
+                raise ValueError(f"{key} is larger than {self._whole} bytes, the most that it may have")
             return found
         start, n = _start_and_length(byte_range)
         if not 0 < n <= self._part:

@@ -6,7 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from chunkrestore.ome_zarr.store import check_member
+from chunkrestore.ome_zarr.limits import check_array
+from chunkrestore.ome_zarr.store import check_place, join, read_node
 
 if TYPE_CHECKING:
     import zarr
@@ -32,11 +33,16 @@ def open_array(folder: str, path: str) -> zarr.Array[Any]:
     FileNotFoundError
         If there is no array.
     ValueError
-        If `folder` is no absolute path, or `path` leaves it.
+        If `folder` is no absolute path, `path` leaves it, or the array is beyond `chunkrestore.ome_zarr.limits`.
     """
-    import zarr
-
     if not os.path.isabs(folder):
         raise ValueError(f"store {folder!r} of an array must be an absolute path")
-    array = zarr.open_array(folder, path=check_member(path, folder) if path else "", mode="r")
+    place = join(folder, check_place(folder, path)) if path else folder
+    node = read_node(place)
+    if node is None or node.kind != "array":
+        raise FileNotFoundError(f"array {place} does not exist")
+    check_array(node.metadata, node.zarr_format, place)
+    import zarr
+
+    array = zarr.open_array(folder, path=path, mode="r", zarr_format=node.zarr_format)
     return array

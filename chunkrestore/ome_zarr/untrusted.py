@@ -1,8 +1,8 @@
 """Files and paths that somebody else wrote: reading a bounded part, and telling where links lead.
 
-A store's own path may be a link, and single files may be (git-annex keeps every file of a data set that way):
-they are only ever read, or replaced as links. Folders inside a store must not lead out of it, and nothing is
-written or removed behind any link inside it.
+A store's own path may be a link, and so may what lies inside an array (git-annex keeps every file of a data set
+that way): it is read through. The folders of groups and arrays must not lead out of their store, and nothing is
+written or removed behind any link inside it: a link to a file is replaced, one to a folder refused.
 """
 
 from __future__ import annotations

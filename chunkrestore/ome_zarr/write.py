@@ -20,6 +20,7 @@ from chunkrestore.ome_zarr.carry import (
 from chunkrestore.ome_zarr.fill import fill
 from chunkrestore.ome_zarr.image import OmeZarrImage
 from chunkrestore.ome_zarr.layout import LevelPlan, default_pyramid, level_chunks
+from chunkrestore.ome_zarr.limits import MAX_LEVELS
 from chunkrestore.ome_zarr.pyramid import build_pyramid
 from chunkrestore.ome_zarr.read import label_names, open_image, open_label
 from chunkrestore.ome_zarr.store import Json
@@ -184,12 +185,15 @@ def _levels_to_remove(path: str, ome: Json, state: Any) -> list[str]:
     Raises
     ------
     ValueError
-        If one of them is no array or lies behind a link.
+        If one of them is no array or lies behind a link, or there are too many.
     """
     multiscales = metadata.as_dicts(ome.get("multiscales"))
     datasets = [d.get("path") for m in multiscales for d in metadata.as_dicts(m.get("datasets"))]
     planned = state.get("levels") if isinstance(state, dict) else None
-    return [_check_level(m, path) for m in datasets or (planned if isinstance(planned, list) else [])]
+    levels = datasets or (planned if isinstance(planned, list) else [])
+    if len(levels) > MAX_LEVELS:
+        raise ValueError(f"{path} lists {len(levels)} levels, which is no image; choose another store")
+    return [_check_level(member, path) for member in levels]
 
 
 def _check_level(member: object, path: str) -> str:

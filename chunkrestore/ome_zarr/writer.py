@@ -17,7 +17,7 @@ from chunkrestore.ome_zarr import metadata
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.channels import fill_windows
 from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks
-from chunkrestore.ome_zarr.limits import short
+from chunkrestore.ome_zarr.limits import MAX_DOCUMENT_NBYTES, short
 from chunkrestore.ome_zarr.metadata import OWN_KEY
 from chunkrestore.ome_zarr.store import Json
 from chunkrestore.ome_zarr.target import RegionWriter
@@ -223,10 +223,18 @@ def refresh_consolidated(path: str) -> None:
         return
     import zarr
 
+    from chunkrestore.ome_zarr.bounded import BoundedStore
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidation is not yet part of zarr v3; it was there before us
         for group in consolidated:
-            zarr.consolidate_metadata(stores.array_store(group))
+            try:
+                # Reads the documents of all members, whoever wrote them
+                zarr.consolidate_metadata(BoundedStore(stores.array_store(group), *[MAX_DOCUMENT_NBYTES] * 2))
+            except RecursionError:
+                raise ValueError(
+                    f"{group}: consolidated metadata cannot be renewed, a member's is nested too deep; remove it"
+                ) from None
 
 
 def _create_array(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -70,7 +71,7 @@ class Threshold:
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
         """Image (at most 4 bytes per voxel), mask, int32 labels and their mapped copy, surface mask."""
-        return 4 * 5 * int(np.prod(read_shape, dtype=np.int64))
+        return 4 * 5 * math.prod(read_shape)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the parameters."""

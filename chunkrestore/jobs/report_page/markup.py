@@ -61,7 +61,8 @@ def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], **attributes: Any)
 def facts(pairs: Iterable[tuple[Any, Any]]) -> Markup:
     """Return names with what they stand for; those without a value are left out."""
     shown = [(name, value) for name, value in pairs if value not in (None, "")]
-    return element("dl", *(join([element("dt", name), element("dd", value)]) for name, value in shown))
+    terms = (join([element("dt", name), element("dd", value)]) for name, value in shown)
+    return element("dl", *terms) if shown else Markup()
 
 
 def shortened(value: Any, length: int = 300) -> str:

@@ -63,7 +63,7 @@ def views(image: OmeZarrImage, result: OmeZarrImage | None, labels: OmeZarrImage
     overview = _plane(image, level, middle)
     found = [_view("Overview", image, result, labels, level, middle)]
     *_, full_y, full_x = image.spatial_shape
-    if max(full_y, full_x) > _DETAIL and max(overview.shape) * full_x / n_x > _DETAIL:
+    if max(overview.shape) * full_x / n_x > 1.5 * _DETAIL:
         lengths = tuple(min(1.0, _DETAIL / n) for n in (full_y, full_x))
         place = _busiest(overview, middle, lengths)
         found.append(_view("Detail at full resolution", image, result, labels, 0, place))

@@ -146,10 +146,10 @@ class Summary:
         """Take one event into account."""
         at, kind = float(event["time"]), event["event"]
         if self._zero is None:
-            self._zero = at
+            self._zero = self._last = at
         if kind == "begin":
             # The time between two runs is nobody's: it is left out of the time that the job took.
-            self._zero += max(0.0, at - self._last) if self.n_runs else 0.0
+            self._zero += max(0.0, at - self._last)
         self.now, self._last = max(self.now, at - self._zero), at
         try:
             self._take(kind, event)
@@ -202,6 +202,8 @@ class Summary:
     def _on_stage_end(self, event: dict[str, Any]) -> None:
         name = str(event["stage"])
         began = self._open.pop(name, self.now)
+        # A stage that begins again after its end is another one of the same name, not the same one resumed.
+        self._of_stage.pop(name, None)
         self._stage(name).seconds += float(event.get("seconds", self.now - began))
 
     def _on_block(self, event: dict[str, Any]) -> None:
