@@ -43,9 +43,8 @@ def status(output: str, work_folder: str | None, as_json: bool) -> None:
     from chunkrestore.jobs.status import status as of_output
 
     found = of_output(output, work_folder=work_folder)
-    text = (
-        json.dumps([job.describe() for job in found], indent=1) if as_json else "\n\n".join(map(str, found))
-    )
+    told = "\n\n".join(map(str, found)) or "no job has begun here"
+    text = json.dumps([job.describe() for job in found], indent=1) if as_json else told
     click.echo(text)
 
 

@@ -11,6 +11,7 @@ import pytest
 from faults import ALWAYS, DRIVER_POINTS, POINTS, TASK_POINTS, Fault, Session, drive, processes, start
 
 import chunkrestore as cr
+from chunkrestore.cli import main
 from chunkrestore.cluster import connect
 from chunkrestore.jobs import causes, runner
 from chunkrestore.jobs.runner import BlockError
@@ -178,6 +179,22 @@ def check_one_given_up(job, session, output, key, cause, n_tries):
 
 def _key(event):
     return event["stage"], tuple(event["item"])
+
+
+def test_commands_end_with_1_and_the_blocks_until_retry_failed_succeeds(job, tmp_path, output, capsys):
+    fault = Fault("before-read", "error", stage="blocks-1", item=(0, 0, 0, 1, 3), times=2)
+    with Session.create(tmp_path / "session", fault).installed() as session:
+        with pytest.raises(BlockError):
+            job.run(output)
+        with pytest.raises(SystemExit, match="1"):
+            main(["resume", str(output), "--cluster", "serial", "-q"])
+        assert "block (0, 1, 3) of time point 0, channel 0 failed: ValueError" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="0"):
+            main(["retry-failed", str(output), "--cluster", "serial", "-q"])
+    check_complete(job, session, output)
+    assert session.n_executions()[fault.stage, fault.item] == 3
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", str(output), "--cluster", "serial", "-q"])
 
 
 @pytest.mark.parametrize("point", TASK_POINTS)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,54 +113,3 @@ class Report:
                 f"(worst of {len(self.seams)} probed block borders)"
             )
         return "\n".join(lines)
-
-
-class Progress:
-    """One bar on a terminal, one line a minute elsewhere, nothing when `quiet`."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-
-    @contextmanager
-    def stage(self, name: str, n_items: int, n_done: int = 0) -> Iterator[Any]:
-        """Show a stage of `n_items`, of which `n_done` were done before; yields a function to call per item."""
-        if self._quiet or n_items == 0:
-            yield lambda: None
-        elif self._terminal:
-            with self._bar(name, n_items, n_done) as advance:
-                yield advance
-        else:
-            yield self._lines(name, n_items, n_done)
-
-    @contextmanager
-    def _bar(self, name: str, n_items: int, n_done: int) -> Iterator[Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (
-            TextColumn("{task.description:<14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(name, total=n_items, completed=n_done)
-            yield lambda: bar.advance(task)
-
-    def _lines(self, name: str, n_items: int, n_done: int) -> Any:
-        started = last = time.monotonic()
-        done = n_done
-
-        def advance() -> None:
-            nonlocal done, last
-            done += 1
-            now = time.monotonic()
-            if now - last >= _LINE_SECONDS or done == n_items:
-                last = now
-                print(
-                    f"{name}: {done} of {n_items} blocks, {now - started:.0f} s", file=sys.stderr, flush=True
-                )
-
-        return advance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.ome_zarr.store import location, writable
 from chunkrestore.operators.base import Operator
 from chunkrestore.operators.network import NetworkOperator
+
+_log = logging.getLogger(__name__)
 
 _STALE_IN_PROCESS_SECONDS = 1800.0
 _MARGIN_SECONDS = 10.0
@@ -333,11 +336,21 @@ def _pictured(job: Job, ledger: Ledger) -> Iterator[None]:
     """Write the page of a job that comes to its end or fails; nobody waits for it when it is interrupted."""
     try:
         yield
-    except BlockError:
-        with suppress(OSError):  # the blocks are what must be told
-            write_html(ledger.folder, job.output, image=job.image)
+    except KeyboardInterrupt:
         raise
-    write_html(ledger.folder, job.output, image=job.image)
+    except BaseException:
+        _picture(job, ledger)
+        raise
+    _picture(job, ledger)
+
+
+def _picture(job: Job, ledger: Ledger) -> None:
+    if not (ledger.folder / "manifest.json").exists():
+        return  # it was refused before it began
+    try:
+        write_html(ledger.folder, job.output, image=job.image)
+    except Exception as error:  # a page is no reason to call a job failed
+        _log.warning("%s has no page: %s", ledger.folder, message_of(error))
 
 
 @contextmanager
