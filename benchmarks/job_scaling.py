@@ -37,7 +37,7 @@ class _Slow(http.server.SimpleHTTPRequestHandler):
     delay = 0.0
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         time.sleep(self.delay)
         super().do_GET()
 
