@@ -171,7 +171,7 @@ def info(store: str) -> None:
     from chunkrestore.ome_zarr import info as describe
     from chunkrestore.ome_zarr import open_image
 
-    click.echo(describe(open_image(store)))
+    click.echo(_printable(describe(open_image(store))))
 
 
 @cli.command()
@@ -365,7 +365,12 @@ def _nothing(_record: logging.LogRecord) -> bool:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"chunkrestore: {' '.join(message.split())}", err=True)
+    click.echo(f"chunkrestore: {_printable(' '.join(message.split()))}", err=True)
+
+
+def _printable(text: str) -> str:
+    """Return text that cannot command a terminal: names in it may come from a store of anyone's."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -623,3 +623,17 @@ def test_help_takes_less_than_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_names_in_a_store_cannot_command_the_terminal(command):
+    evil = "dapi\x1b]0;gone\x07\x9b2J"
+    cr.write_image(
+        np.zeros((1, 4, 4, 4), np.uint8), "in.zarr", axes="czyx", voxel_size=(1, 1, 1), channels=[evil]
+    )
+    status, out, _ = command("info", "in.zarr")
+    assert status == 0
+    status, _, err = command("segment", "in.zarr", "out.zarr", "--method", "threshold", "--channel", "other")
+    assert status == 2
+    for said in (out, err):
+        assert "dapi" in said
+        assert not {"\x1b", "\x07", "\x9b"} & set(said)
