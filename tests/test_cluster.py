@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 import psutil
 import pytest
+from observing import DEADLINE, tree, wait_for
 
 import chunkrestore as cr
 from chunkrestore.cluster import THREADS_PER_WORKER, connect, usable_cores, worker_environment
@@ -23,22 +24,12 @@ from chunkrestore.psf import gaussian
 
 ITEMS = [(0, 0, i) for i in range(12)]
 PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
-DEADLINE = 60.0
 
 
 @pytest.fixture(scope="module")
 def client():
     with connect("local", n_workers=2) as client:
         yield client
-
-
-def wait_for(condition, what):
-    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {DEADLINE} s for {what}")
-        time.sleep(0.002)
 
 
 def worker_pids(client):
@@ -201,10 +192,6 @@ def test_lazy_arrays_are_computed_on_the_cluster(client):
     image = np.random.default_rng(1).integers(0, 99, (20, 24, 24)).astype(np.uint16)
     lazy = cr.deconvolve(da.from_array(image, chunks=(10, 12, 24)), PSF, iterations=2)
     np.testing.assert_array_equal(lazy.compute(), lazy.compute(scheduler="threads"))
-
-
-def tree(path):
-    return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def test_a_job_survives_the_kill_of_workers(client, tmp_path):

@@ -14,29 +14,19 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
+from observing import DEADLINE, wait_for
 from slurm.single_node import missing, start, stop
 
 from chunkrestore.cluster import connect, read_profile, worker_environment
 from chunkrestore.cluster.environment import CONFIGURATION, exported_configuration
 from chunkrestore.cluster.gpu import devices_in, has_devices, visible_devices
 
-DEADLINE = 60.0
 needs_jobqueue = pytest.mark.skipif(
     importlib.util.find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed"
 )
 """Not `importorskip`: to import it changes what Ctrl-C does."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIMAL = "kind: slurm\ncores: 4\nmemory: 16 GiB\nwalltime: '1:00:00'\npython: /opt/venv/bin/python\n"
-
-
-def wait_for(condition, what, seconds=DEADLINE):
-    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.02)
-    return found
 
 
 def listening(pids):

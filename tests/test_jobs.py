@@ -8,6 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from observing import tree
 from scipy import ndimage
 
 import chunkrestore as cr
@@ -71,10 +72,6 @@ def lucy(**options):
 def exact_lucy():
     """Deconvolution whose halo is deep enough for no seam at all."""
     return lucy(depth=2 * 3 * RADIUS)
-
-
-def tree(path):
-    return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])

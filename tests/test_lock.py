@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observing import DEADLINE, wait_for
 
 from chunkrestore.jobs import lock as lock_module
 from chunkrestore.jobs import lock_file
 from chunkrestore.jobs.lock import Lock, LockedError, LockLostError, holder
 from chunkrestore.jobs.lock_file import STALE_SECONDS, myself, runs
 
-DEADLINE = 60.0
 HOLD = """
 import sys
 from chunkrestore.jobs.lock import Lock
@@ -29,15 +29,6 @@ Lock(sys.argv[1], "image").acquire()
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-def wait_for(condition, what):
-    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {DEADLINE} s for {what}")
-        time.sleep(0.002)
 
 
 @contextmanager

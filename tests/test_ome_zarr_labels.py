@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
+from observing import tree
 from ome_zarr_models import open_ome_zarr
 
 from chunkrestore.ome_zarr import (
@@ -29,10 +30,6 @@ def image(tmp_path, request):
     return write_image(
         data, tmp_path / "a.zarr", axes="czyx", voxel_size=(2, 0.5, 0.5), levels=3, version=request.param
     )
-
-
-def tree(path):
-    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def test_labels_are_valid_and_lossless(tmp_path, image):

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observing import DEADLINE, tree, wait_for
 
 import chunkrestore as cr
 from chunkrestore.cli import main
@@ -33,13 +33,7 @@ KEPT = [
 ]
 """What a finished job leaves in its folder."""
 
-DEADLINE = 60.0
 STARDIST = "stardist3d-demo"
-
-
-def tree(path):
-    """Return the content of every file below `path`."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def journal_of(output, job="image"):
@@ -210,15 +204,6 @@ def test_killed_while_an_output_is_replaced(tmp_path, disk, undisturbed):
             assert tree(output) == expected
             n_resumed += 1
     assert n_resumed > 20
-
-
-def wait_for(condition, what):
-    """Poll until `condition` holds; a wait that fails is an error and not a hang."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {DEADLINE} s for {what}")
-        time.sleep(0.002)
 
 
 @contextmanager

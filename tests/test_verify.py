@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import zarr
+from observing import tree
 
 import chunkrestore as cr
 from chunkrestore.cli import main
@@ -17,10 +18,6 @@ from chunkrestore.psf import gaussian
 
 PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
 BLOCKS = {"block_shape": (8, 32, 32), "cluster": "serial", "quiet": True}
-
-
-def tree(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def operators():
