@@ -54,7 +54,9 @@ def test_a_failing_block_is_given_up_at_once_and_the_others_go_on():
 
 def test_the_error_names_the_first_blocks_and_counts_the_others():
     failures = [Failed((0, 1, i, 2), "data", f"reason {i}", ValueError()) for i in range(8)]
-    assert str(BlockError(failures[:1], 9)).startswith("block (0, 2) of time point 0, channel 1 failed: reason 0. ")
+    assert str(BlockError(failures[:1], 9)).startswith(
+        "block (0, 2) of time point 0, channel 1 failed: reason 0. "
+    )
     many = str(BlockError(failures, 9))
     assert "block (4, 2) of time point 0, channel 1 failed: reason 4" in many
     assert "; and 3 more of 9. What is finished is kept" in many

@@ -273,9 +273,8 @@ class Job:
     def _publish(self, stages: Stages, name: str, writer: ImageWriter) -> None:
         """Make an output visible, as the last act."""
         content = stages.report.content()
-        if stages.report.n_retried:
-            # What workers left that were killed while they wrote; not looked for without need among millions of files.
-            clean_partial(writer.path)
+        # What workers left that were killed while they wrote. A scheduler that we did not start tells us of none.
+        clean_partial(writer.path)
         # An output that is published must never be ahead of the journal, whatever fails.
         stages.ledger.sync()
         writer.publish(

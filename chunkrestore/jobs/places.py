@@ -124,13 +124,11 @@ class _OnCluster:
                 keys.append(self._done.get_nowait())
         ended = [self._running.pop(key) for key in keys]
         outcomes = self._fetched([future for future, _ in ended])
-        while ended:
-            future, item = ended.pop()
-            ending = outcomes.pop(future.key, None) or _ending(future)
-            # Released at once: a result that is still held when its worker dies would be computed again.
+        endings = [(item, outcomes.get(future.key) or _ending(future)) for future, item in ended]
+        # All at once, before any is journalled: a result that is still held when its worker dies is computed again.
+        for future, _ in ended:
             future.release()
-            del future
-            yield item, ending
+        yield from endings
 
     def _fetched(self, futures: list[Future]) -> dict[Any, Outcome]:
         """Return results in one round trip; none if that fails for any of them."""
