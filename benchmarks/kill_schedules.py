@@ -14,8 +14,8 @@ Of every schedule it is checked that the output is, byte for byte, that of one u
 began a block that the journal listed; that in the end it lists every block once; that blocks were done again only if
 they can have been in flight when something was killed. Reported besides: how many these were; for how many Dask
 computed a result again, within one driver, whose worker had died before its result was let go, but after the driver
-had journalled it; and the time from a kill until computing goes on. Driver processes are forked from one that has its imports done; ``cold_start`` says what
-``chunkrestore resume`` takes from a shell.
+had journalled it; and the time from a kill until computing goes on. Driver processes are forked from one that has its
+imports done; ``cold_start`` says what ``chunkrestore resume`` takes from a shell.
 
 Run: ``python benchmarks/kill_schedules.py [--n 200] [--first 0]``.
 """

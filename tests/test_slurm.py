@@ -274,3 +274,10 @@ def test_the_networks_give_the_same_objects_through_jobs(ask, site, tmp_path):
         ask(sys.executable, ANALYSIS, site / "in.zarr", store, "--networks", *options, timeout=400.0)
     assert tree(output) == tree(local)
     assert cr.open_image(output).label("nuclei").data.max().compute() > 20
+
+
+@pytest.mark.slow
+def test_tasks_that_come_late_to_an_allocation_end_with_it(ask):
+    """The driver has nothing to do and is gone before all workers have met."""
+    script = "from chunkrestore.cluster import connect\nwith connect(): pass"
+    ask("srun", "--ntasks=6", "--mem-per-cpu=300M", sys.executable, "-c", script)

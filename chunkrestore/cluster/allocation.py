@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _LEAST_TASKS = 3
 _DRIVER = 1
 _POLL_SECONDS = 0.2
+_LATE_SECONDS = 60.0
+"""How long the driver waits at its end for tasks that have not come to the meeting yet."""
 _START_SECONDS = 600.0
 """How long the tasks of a step may take to meet: all load Python from the same file system at once."""
 
@@ -76,17 +78,30 @@ def _met() -> tuple[Any, Security | None]:
     meeting = Path(f".chunkrestore-{_step()}.json").absolute()
     security = _shared_credentials(meeting.with_suffix(".pem"), rank) if n_nodes > 1 else None
     with configured(_cores_per_task()) as restore_environment:
-        runner = _runner_class()(security, meeting, n_nodes)
+        try:
+            runner = _runner_class()(security, meeting, n_nodes)
+        except Exception:
+            if rank == _DRIVER or meeting.exists():
+                raise
+            sys.exit(0)  # the driver, with little to do, ended while this task was still starting
         restore_environment()
     if rank != _DRIVER:
         sys.exit(0)
-    atexit.register(_release, runner)
+    atexit.register(_release, runner, int(os.environ["SLURM_STEP_NUM_TASKS"]) - 2)
     return runner, security
 
 
-def _release(runner: Any) -> None:
+def _release(runner: Any, n_workers: int) -> None:
+    """End the other tasks; a worker that came after the scheduler had gone would look for it for minutes."""
     with suppress(OSError, TimeoutError):  # the scheduler may be gone
+        runner.sync(_all_met, runner.scheduler_comm, n_workers)
         runner.close()
+
+
+async def _all_met(scheduler: Any, n_workers: int) -> None:
+    deadline = time.monotonic() + _LATE_SECONDS
+    while len(await scheduler.ncores()) < n_workers and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _runner_class() -> Any:
