@@ -407,7 +407,7 @@ def cold_start(job, folder, cluster, n_repeats=5):
         )
         driver.join()
         killed = time.time()
-        subprocess.run([*command, output], check=True)
+        subprocess.run([*command, output], check=True, timeout=DEADLINE)
         events = output.with_name(f"{output.name}.chunkrestore") / "image" / "events.jsonl"
         blocks = [
             e["time"] for e in map(json.loads, events.read_text().splitlines()) if e["event"] == "block"
