@@ -564,3 +564,23 @@ def test_labels_need_no_image_of_their_own_before(tmp_path):
     image = write_image(values("zyx"), tmp_path / "a.zarr", axes="zyx")
     assert image.labels == ("cells",)
     check_with_independent_readers(tmp_path / "a.zarr")
+
+
+def test_a_late_task_of_an_earlier_job_writes_nothing(tmp_path):
+    """It may still run on a worker when its driver was killed and the output is begun anew, or even finished."""
+    path, region, old = tmp_path / "a.zarr", (slice(0, 8),) * 3, np.full((8, 8, 8), 7, np.uint8)
+    first = create_image(path, shape=(8, 8, 8), dtype="uint8", axes="zyx", voxel_size=(1, 1, 1))
+    late = pickle.loads(pickle.dumps(first.target(0)))
+    second = create_image(
+        path, shape=(8, 8, 8), dtype="uint8", axes="zyx", voxel_size=(1, 1, 1), overwrite=True
+    )
+    with pytest.raises(ValueError, match="begun anew by another job; nothing was written"):
+        late.write(0, 0, region, old)
+    assert open_writer(path).target(0).read(0, 0, region).max() == 0
+    second.target(0).write(0, 0, region, old + 1)
+    build_pyramid(second)
+    second.publish()
+    for writer in (late, second.target(0)):
+        with pytest.raises(ValueError, match="was finished or begun anew"):
+            writer.write(0, 0, region, old)
+    assert np.unique(open_image(path).data.compute()).tolist() == [8]

@@ -20,7 +20,8 @@ CONFIGURATION: Mapping[str, Any] = {
     "distributed.scheduler.worker-ttl": "60 minutes",
     # The runner counts the workers that a block has cost, and decides itself whether to try it again.
     "distributed.scheduler.allowed-failures": 0,
-    # A worker holds the tasks that it runs and no other, so that no other is blamed for its death.
+    # A worker holds the tasks that it runs and no other, so that no other is blamed for its death. (Not quite: Dask
+    # hands out the first tasks of a stage at once; a few of them may be blamed, and are done again.)
     "distributed.scheduler.worker-saturation": 1.0,
     # A process that is started again after its death must import everything over a busy network file system.
     # After the default of fifteen seconds Dask would give up the process, or the batch job, for good.

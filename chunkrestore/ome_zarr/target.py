@@ -8,7 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from chunkrestore.grid import Slices
+from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.arrays import RegionReader, region_text
+from chunkrestore.ome_zarr.metadata import OWN_KEY
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class RegionWriter(RegionReader):
     """An array that this package created, written in whole chunks or shards only."""
 
     _mode: ClassVar[str] = "r+"
+
+    token: str = ""
+    """Random, in the attributes of the group for as long as it is written; empty for an array of any other kind."""
 
     def write(self, t: int, c: int, slices: Slices, array: np.ndarray) -> None:
         """Write one region of one time point and channel, replacing whatever was stored there.
@@ -36,7 +41,8 @@ class RegionWriter(RegionReader):
         Raises
         ------
         ValueError
-            If the region, shape or dtype does not fit.
+            If the region, shape or dtype does not fit, or the group is no longer the one that this handle was
+            made for: a task of a driver that was killed must not write into what another has begun since.
         OSError
             If it cannot be written; `ConnectionError` and `TimeoutError` if trying again can help.
         """
@@ -51,8 +57,19 @@ class RegionWriter(RegionReader):
             raise ValueError(
                 f"`array` of {array.dtype} would lose values in {self.name} of {self.dtype}; cast it"
             )
+        self._check_token()
         with replacing(self.open()) as target:
             target[region] = array.reshape(tuple(s.stop - s.start for s in region))
+
+    def _check_token(self) -> None:
+        if not self.token:
+            return
+        node = stores.read_node(self.store)
+        own = node.attributes.get(OWN_KEY) if node is not None else None
+        if not isinstance(own, dict) or own.get("token") != self.token:
+            raise ValueError(
+                f"{self.store} was finished or begun anew by another job; nothing was written to it"
+            )
 
     def _check_borders(self, slices: Slices) -> None:
         for axis, s, unit, n in zip(

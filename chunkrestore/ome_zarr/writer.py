@@ -6,9 +6,10 @@ become stands in its ``chunkrestore`` attribute, so that a writer can be opened 
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -153,6 +154,7 @@ class ImageWriter:
             _create_array(stores.join(path, member), lead, plan.shape, dtype, names, storage)
         state = {
             "state": "writing",
+            "token": uuid.uuid4().hex,
             "version": storage.version,
             "method": multiscale["type"],
             "levels": paths,
@@ -170,7 +172,10 @@ class ImageWriter:
         return cls(
             path=path,
             version=state["version"],
-            targets=tuple(RegionWriter.at(path, member, letters) for member in state["levels"]),
+            targets=tuple(
+                replace(RegionWriter.at(path, member, letters), token=str(state.get("token", "")))
+                for member in state["levels"]
+            ),
             factors=tuple(tuple(f) for f in state["factors"]),
             method=state["method"],
             document=state["publish"],
