@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -174,8 +174,7 @@ def run(
         stages = Stages(Runner(client), ledger, Progress(quiet=quiet), Events(None), report, device)
         kept = asdict(replace(options, memory=job.memory_nbytes))
         save = partial(save_request, folder, several, image, kept)
-        with _pictured(job, ledger) if page else nullcontext():
-            _execute(job, stages, save, overwrite)
+        _execute(job, stages, save, overwrite, _pictured(job, ledger) if page else nullcontext())
     return report
 
 
@@ -287,7 +286,13 @@ def _check(job: Job, ledger: Ledger, overwrite: bool) -> None:
         job.check_output(overwrite=overwrite)
 
 
-def _execute(job: Job, stages: Stages, save: Callable[[], None], overwrite: bool) -> None:
+def _execute(
+    job: Job,
+    stages: Stages,
+    save: Callable[[], None],
+    overwrite: bool,
+    pictured: AbstractContextManager[None],
+) -> None:
     """Begin a job or go on with it, to its end."""
     ledger, manifest = stages.ledger, job.manifest()
     resuming = ledger.unfinished and not overwrite
@@ -300,7 +305,11 @@ def _execute(job: Job, stages: Stages, save: Callable[[], None], overwrite: bool
         save()
         ledger.begin(manifest)
         note_numbers(stages, 0, numbers)
-    with closing(Events(ledger.folder / "events.jsonl")) as events, _told(events, stages.report, resuming):
+    with (
+        closing(Events(ledger.folder / "events.jsonl")) as events,
+        pictured,
+        _told(events, stages.report, resuming),
+    ):
         stages.events = events
         job.execute(stages, overwrite=overwrite or resuming)
         ledger.finish(stages.report.content())
@@ -345,8 +354,6 @@ def _pictured(job: Job, ledger: Ledger) -> Iterator[None]:
 
 
 def _picture(job: Job, ledger: Ledger) -> None:
-    if not (ledger.folder / "manifest.json").exists():
-        return  # it was refused before it began
     try:
         write_html(ledger.folder, job.output, image=job.image)
     except Exception as error:  # a page is no reason to call a job failed
