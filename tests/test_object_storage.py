@@ -529,25 +529,26 @@ def test_a_damaged_shard_is_replaced_without_being_read(proxy, client, bucket):
     client.put_object(Bucket=bucket, Key="a.ome.zarr/0/c/0/0/0", Body=b"damage")
     proxy.requests.clear()
     target.write(0, 0, WHOLE, volume(seed=1))
-    assert {line.split()[0] for line in proxy.requests} == {"PUT"}
-    assert len(proxy.requests) == 8
+    chunks = [line for line in proxy.requests if "/c/" in line]
+    assert {line.split()[0] for line in chunks} == {"PUT"}
+    assert len(chunks) == 8
     np.testing.assert_array_equal(target.read(0, 0, WHOLE), volume(seed=1))
 
 
 def test_a_write_that_failed_leaves_nothing_behind_that_could_arrive_later(proxy, bucket):
     options = {"shape": SHAPE, "dtype": "uint16", "axes": "zyx", "levels": 1, "chunks": (8, 8, 8)}
     target = create_image(f"s3://{bucket}/a.ome.zarr", **options).target()
-    proxy.fault = lambda line: 403 if "/c/0/0/0" in line else "hold"
+    proxy.fault = lambda line: 403 if "/c/0/0/0" in line else "hold" if "/c/" in line else None
     timer = threading.Timer(0.5, proxy.release.set)
     timer.start()
     with pytest.raises(PermissionError):
         target.write(0, 0, WHOLE, volume())
     assert proxy.release.is_set()
     timer.join()
-    n_before = len(proxy.requests)
+    proxy.requests.clear()
     proxy.fault = lambda line: None
     target.write(0, 0, WHOLE, volume(seed=1))
-    assert len(proxy.requests) == n_before + 8
+    assert sum("/c/" in line for line in proxy.requests) == 8
     np.testing.assert_array_equal(target.read(0, 0, WHOLE), volume(seed=1))
 
 
