@@ -164,16 +164,12 @@ class Ledger:
         self._synced = time.monotonic()
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Close the journal, keep the report and drop scratch data."""
+        """Close the journal, drop scratch data and keep the report, which makes the job a finished one."""
         self.close()
         self._guard()
-        _write_atomically(self.folder / "report.json", json.dumps(report, indent=1))
-        self.drop_scratch()
-
-    def drop_scratch(self) -> None:
-        """Remove tables and intermediate images, if any are left."""
         for scratch in ("tables", "scratch"):
             shutil.rmtree(self.folder / scratch, ignore_errors=True)
+        _write_atomically(self.folder / "report.json", json.dumps(report, indent=1))
 
     def close(self) -> None:
         """Close the journal."""
