@@ -18,6 +18,7 @@ from chunkrestore import __version__
 from chunkrestore.cli_jobs import CLUSTER_OPTIONS
 from chunkrestore.cli_jobs import COMMANDS as JOB_COMMANDS
 from chunkrestore.cli_psf import psf as psf_commands
+from chunkrestore.cli_text import say
 
 INTERRUPTED = 75
 """Exit status of a job that can be resumed (EX_TEMPFAIL)."""
@@ -171,7 +172,7 @@ def info(store: str) -> None:
     from chunkrestore.ome_zarr import info as describe
     from chunkrestore.ome_zarr import open_image
 
-    click.echo(_printable(describe(open_image(store))))
+    say(describe(open_image(store)))
 
 
 @cli.command()
@@ -185,7 +186,7 @@ def convert(tiff: str, store: str, **options: Any) -> None:
     from chunkrestore.ome_zarr import convert_tiff
 
     convert_tiff(tiff, store, **options)
-    click.echo(f"wrote      {store}")
+    say(f"wrote      {store}")
 
 
 @cli.command()
@@ -290,7 +291,7 @@ def plan(pipeline: str, as_json: bool, probe: int | None, **options: Any) -> Non
         where = {"cluster": options["profile"] or options["cluster"], "n_workers": options["n_workers"]}
         found = _estimate(operators, source, from_file | where | {"n_probes": probe})
         text, values = f"{text}\n{found}", values | {"estimate": found.describe()}
-    click.echo(json.dumps(values, indent=1) if as_json else text)
+    say(json.dumps(values, indent=1) if as_json else text)
 
 
 @cli.command()
@@ -303,7 +304,7 @@ def simulate(output: str, shape: tuple[int, ...], seed: int, overwrite: bool) ->
     from chunkrestore.demo import write_embryo
 
     for path in write_embryo(output, shape=shape, seed=seed, overwrite=overwrite):
-        click.echo(f"wrote      {path}")
+        say(f"wrote      {path}")
 
 
 @cli.command()
@@ -365,12 +366,7 @@ def _nothing(_record: logging.LogRecord) -> bool:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"chunkrestore: {_printable(' '.join(message.split()))}", err=True)
-
-
-def _printable(text: str) -> str:
-    """Return text that cannot command a terminal: names in it may come from a store of anyone's."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    say(f"chunkrestore: {' '.join(message.split())}", err=True)
 
 
 @contextmanager
@@ -413,13 +409,13 @@ def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]
     """Run or, with ``--dry-run``, print the plan."""
     dry_run, _ = options.pop("dry_run"), options.pop("verbose")
     if dry_run:
-        click.echo(str(_plan(operators, source, output, options)))
+        say(_plan(operators, source, output, options))
         return
     from chunkrestore.jobs.run import run as run_job
 
     report = run_job(operators, source, output, page=True, **options)
     if not options["quiet"]:
-        click.echo(str(report))
+        say(report)
 
 
 _SELECTION = ("level", "timepoint", "channel", "region")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from chunkrestore.cli_text import say
+
 _WORK_FOLDER = click.option("--work-folder", help="Where the journal is; default OUT.chunkrestore.")
 
 CLUSTER_OPTIONS = (
@@ -45,37 +47,45 @@ def status(output: str, work_folder: str | None, as_json: bool) -> None:
     found = of_output(output, work_folder=work_folder)
     told = "\n\n".join(map(str, found)) or "no job has begun here"
     text = json.dumps([job.describe() for job in found], indent=1) if as_json else told
-    click.echo(text)
+    say(text)
+
+
+def _goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what all verbs take that go on with a job."""
+    options = (
+        click.argument("output", metavar="OUT"),
+        click.option("--job", help="image or labels-NAME, if several jobs are unfinished."),
+        _on_cluster,
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
-@click.argument("output", metavar="OUT")
-@click.option("--job", help="image or labels-NAME, if several jobs are unfinished.")
-@_on_cluster
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors.")
-def resume(output: str, quiet: bool, verbose: bool, **options: Any) -> None:
+@_goes_on
+def resume(output: str, **options: Any) -> None:
     """Go on with an unfinished job, without the command that began it."""
     from chunkrestore.jobs.run import resume as go_on
 
-    report = go_on(output, quiet=quiet, page=True, **options)
-    if not quiet:
-        click.echo(str(report))
+    _go_on(go_on, output, **options)
 
 
 @click.command("retry-failed")
-@click.argument("output", metavar="OUT")
-@click.option("--job", help="image or labels-NAME, if several jobs are unfinished.")
-@_on_cluster
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors.")
-def retry_failed(output: str, quiet: bool, verbose: bool, **options: Any) -> None:
+@_goes_on
+def retry_failed(output: str, **options: Any) -> None:
     """Try the blocks again that were given up, first of all, and go on if they succeed."""
     from chunkrestore.jobs.run import retry_failed as try_again
 
-    report = try_again(output, quiet=quiet, page=True, **options)
+    _go_on(try_again, output, **options)
+
+
+def _go_on(run: Callable[..., Any], output: str, *, quiet: bool, verbose: bool, **options: Any) -> None:
+    report = run(output, quiet=quiet, page=True, **options)
     if not quiet:
-        click.echo(str(report))
+        say(report)
 
 
 @click.command()
@@ -88,7 +98,7 @@ def verify(output: str, quiet: bool, **options: Any) -> int:
 
     found = check(output, quiet=quiet, **options)
     if not quiet:
-        click.echo("\n".join(map(str, found)))
+        say("\n".join(map(str, found)))
     return 0 if all(job.ok for job in found) else 1
 
 
@@ -101,7 +111,7 @@ def report(output: str, work_folder: str | None, job: str | None) -> None:
     from chunkrestore.jobs.html import write_report
 
     for path in write_report(output, job=job, work_folder=work_folder):
-        click.echo(f"wrote      {path}")
+        say(f"wrote      {path}")
 
 
 @click.command()
@@ -112,7 +122,7 @@ def doctor(output: str | None, quick: bool) -> int:
     from chunkrestore.doctor import examine, healthy, table
 
     findings = examine(output, quick=quick)
-    click.echo(table(findings))
+    say(table(findings))
     return 0 if healthy(findings) else 1
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from chunkrestore.cli_text import say
+
 
 @click.group()
 def psf() -> None:
@@ -61,18 +63,18 @@ def check(source: str, image: str | None, voxel_size: tuple[float, ...] | None) 
     array, size = read_raw_psf(source), voxel_size or read_psf_voxel_size(source)
     facts = _image_facts(image) if image else {}
     findings = diagnose(array, psf_voxel_size=size, **facts)
-    click.echo(f"psf        {source}")
+    say(f"psf        {source}")
     if image:
         shape, lengths = facts["image_shape"], facts["image_voxel_size"]
         unit = f"{', '.join(f'{v:.3g}' for v in lengths)} um" if lengths else "unknown"
-        click.echo(f"image      {image}: {' x '.join(map(str, shape))}, voxel size {unit}")
+        say(f"image      {image}: {' x '.join(map(str, shape))}, voxel size {unit}")
     unusable = {"type", "dimensions", "NaN", "light"} & {f.subject for f in findings}
     if not unusable:
-        click.echo(describe(array, size))
+        say(describe(array, size))
     for finding in findings:
-        click.echo(f"{finding.severity:<11}{finding}")
+        say(f"{finding.severity:<11}{finding}")
     if not findings:
-        click.echo("ok         nothing is wrong")
+        say("ok         nothing is wrong")
     return 2 if any(finding.severity == "error" for finding in findings) else 0
 
 
@@ -140,7 +142,7 @@ def prepare(
     size = target or size
     write_psf(output, array, None if output.lower().endswith(".npy") else size)
     for line in (*steps, *describe(array, size).splitlines(), f"wrote      {output}"):
-        click.echo(line)
+        say(line)
 
 
 @psf.command("beads")
@@ -176,7 +178,7 @@ def beads(
     from chunkrestore.psf.bead_report import measure
 
     for line in measure(source, output, voxel_size=voxel_size, report=report, overwrite=overwrite, **options):
-        click.echo(line)
+        say(line)
 
 
 @psf.command("theory")
@@ -275,8 +277,8 @@ def theory(
         array = widefield(optics, size, shape, model="scalar" if model == "scalar" else "vectorial")
     write_psf(output, array, None if output.lower().endswith(".npy") else size)
     for line in (f"model      {model}", *str(optics).splitlines(), *describe(array, size).splitlines()):
-        click.echo(line)
-    click.echo(f"wrote      {output}")
+        say(line)
+    say(f"wrote      {output}")
 
 
 def _write_field(output: str, field: Any, voxel_size: tuple[float, ...], *, overwrite: bool) -> None:
@@ -289,8 +291,8 @@ def _write_field(output: str, field: Any, voxel_size: tuple[float, ...], *, over
         )
     files = write_psf_field(output, field, voxel_size, overwrite=overwrite)
     for file, position in zip(files[1:], field.positions, strict=True):
-        click.echo(f"wrote      {file} for voxel {', '.join(f'{x:g}' for x in position)}")
-    click.echo(f"wrote      {files[0]}")
+        say(f"wrote      {file} for voxel {', '.join(f'{x:g}' for x in position)}")
+    say(f"wrote      {files[0]}")
 
 
 def _microscope(path: str, channel: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ LAYERS = [
     {"lazy", "stitch"},
     {"api", "pipeline", "jobs"},
     {"demo", "doctor"},
-    {"cli", "cli_psf"},
+    {"cli", "cli_jobs", "cli_psf", "cli_text"},
 ]
 BESIDE = {"ome_zarr", "cluster", "models"}
 """Know no operator."""

@@ -17,7 +17,7 @@ from string import Template
 from typing import Any
 
 from chunkrestore.jobs.events import event_lines, read_events
-from chunkrestore.jobs.ledger import work_folder_of
+from chunkrestore.jobs.ledger import job_folders, work_folder_of
 from chunkrestore.jobs.report_page import activity, overview
 from chunkrestore.jobs.report_page.markup import Markup, element, join
 from chunkrestore.jobs.report_page.material import Material
@@ -55,7 +55,7 @@ def write_report(
     """
     target = location(output)
     work = work_folder_of(target, work_folder)
-    folders = sorted(path.parent for path in work.glob("*/manifest.json"))
+    folders = job_folders(work)
     chosen = [folder for folder in folders if job in (None, folder.name)]
     if not chosen:
         known = ", ".join(folder.name for folder in folders) or "none"

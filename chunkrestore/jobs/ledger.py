@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -108,7 +108,7 @@ class Ledger:
             self.check(manifest)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+            write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1))
         path = self.folder / "journal.jsonl"
         self._journal = read_journal(path)
         if path.exists() and self._journal.n_bytes < path.stat().st_size:
@@ -169,7 +169,7 @@ class Ledger:
         self._guard()
         for scratch in ("tables", "scratch"):
             shutil.rmtree(self.folder / scratch, ignore_errors=True)
-        _write_atomically(self.folder / "report.json", json.dumps(report, indent=1))
+        write_atomically(self.folder / "report.json", json.dumps(report, indent=1))
 
     def close(self) -> None:
         """Close the journal."""
@@ -243,8 +243,16 @@ class Journal:
 def read_journal(path: Path) -> Journal:
     """Return what a journal tells, up to the first line that a crash has spoilt; nothing if there is none."""
     journal = Journal()
+    for entry, n_bytes in journal_entries(path):
+        journal.add(entry)
+        journal.n_bytes += n_bytes
+    return journal
+
+
+def journal_entries(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the entries of a journal with the length of their lines, up to the first that a crash has spoilt."""
     if not path.exists():
-        return journal
+        return
     with path.open("rb") as file:
         for line in file:
             try:
@@ -252,10 +260,8 @@ def read_journal(path: Path) -> Journal:
             except ValueError:
                 entry = None
             if not isinstance(entry, dict):
-                break
-            journal.add(entry)
-            journal.n_bytes += len(line)
-    return journal
+                return
+            yield entry, len(line)
 
 
 def work_folder_of(output: str, given: str | os.PathLike[str] | None = None) -> Path:
@@ -271,6 +277,11 @@ def work_folder_of(output: str, given: str | os.PathLike[str] | None = None) -> 
     return Path(f"{beside}.chunkrestore").absolute()
 
 
+def job_folders(work: Path) -> list[Path]:
+    """Return the folders of the jobs that were begun in `work`, by name."""
+    return sorted(path.parent for path in work.glob("*/manifest.json"))
+
+
 def only_unfinished(work: Path, name: str | None) -> Path:
     """Return the folder of the unfinished job in `work`: the one called `name`, or the only one.
 
@@ -279,8 +290,7 @@ def only_unfinished(work: Path, name: str | None) -> Path:
     ValueError
         If there is none, or several to choose from.
     """
-    names = sorted(path.parent.name for path in work.glob("*/manifest.json"))
-    unfinished = [n for n in names if Ledger(work / n).unfinished]
+    unfinished = [folder.name for folder in job_folders(work) if Ledger(folder).unfinished]
     if name is None and len(unfinished) == 1:
         return work / unfinished[0]
     if name in unfinished:
@@ -316,7 +326,8 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and bring it to the disk."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

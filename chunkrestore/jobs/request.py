@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chunkrestore.jobs.ledger import write_atomically
 from chunkrestore.ome_zarr import OmeZarrImage, open_image
 from chunkrestore.operators.base import Operator
 from chunkrestore.operators.saved import NotSavableError, load_operators, save_operators
@@ -27,9 +28,7 @@ def save_request(
         content = {"source": _selection(image), "options": dict(options)}
     except NotSavableError as error:
         content = {"unsavable": str(error)}
-    partial = folder / f"{_FILE}.partial"
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(folder / _FILE)
+    write_atomically(folder / _FILE, json.dumps(content, indent=1))
 
 
 def load_request(folder: Path) -> tuple[list[Operator], OmeZarrImage, dict[str, Any]]:

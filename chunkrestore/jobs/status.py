@@ -6,7 +6,6 @@ who works on it, the events how fast.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
@@ -198,13 +197,7 @@ class _Mark:
 def _marks(path: Path) -> dict[str, _Mark]:
     """Return the stages of a journal: counts, where `chunkrestore.jobs.ledger.read_journal` keeps every item."""
     marks: dict[str, _Mark] = {}
-    for line in event_lines(path):
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict):
-            break
+    for entry, _ in ledger.journal_entries(path):
         if "stage" in entry:
             marks.setdefault(entry["stage"], _Mark()).add(entry)
     return marks

@@ -11,10 +11,18 @@ from typing import Any
 from chunkrestore.cluster import Cluster, connect
 from chunkrestore.grid import BlockGrid, Slices
 from chunkrestore.jobs import tasks
-from chunkrestore.jobs.ledger import Item, Journal, Ledger, StageRecord, read_journal, work_folder_of
+from chunkrestore.jobs.ledger import (
+    Item,
+    Journal,
+    Ledger,
+    StageRecord,
+    job_folders,
+    read_journal,
+    work_folder_of,
+)
 from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.runner import Failed, Finished, Runner, place_of
-from chunkrestore.ome_zarr import OmeZarrImage, RegionReader, open_image, open_writer
+from chunkrestore.ome_zarr import RegionReader, open_image, open_writer
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.pyramid import level_blocks
 from chunkrestore.ome_zarr.store import location
@@ -93,7 +101,7 @@ def verify(
     """
     target = location(output)
     work = work_folder_of(target, work_folder)
-    folders = sorted(path.parent for path in work.glob("*/manifest.json"))
+    folders = job_folders(work)
     if not folders:
         raise ValueError(f"{work} holds no job; give the store that a job wrote into, or its `work_folder`")
     progress = Progress(quiet=quiet)
@@ -110,7 +118,7 @@ def _verify(output: str, folder: Path, runner: Runner, progress: Progress) -> Ve
             if not record.done
         ]
     try:
-        parts = list(_parts(output, folder.name, ledger.manifest(), journal))
+        parts = list(_parts(output, ledger.manifest(), journal))
     except (ValueError, FileNotFoundError) as error:
         found.problems.append(f"what was written cannot be opened: {error}")
         return found
@@ -131,7 +139,7 @@ def _verify(output: str, folder: Path, runner: Runner, progress: Progress) -> Ve
     return found
 
 
-def _parts(output: str, name: str, manifest: dict[str, Any], journal: Journal) -> Iterator[_Part]:
+def _parts(output: str, manifest: dict[str, Any], journal: Journal) -> Iterator[_Part]:
     """Yield what a job has written and kept: images and labels, every level of each."""
     passes = manifest["passes"]
     label_name = manifest["output"]["labels"]
@@ -156,7 +164,7 @@ def _parts(output: str, name: str, manifest: dict[str, Any], journal: Journal) -
 def _levels(path: str) -> list[RegionReader]:
     """Return the levels of an image or of labels, published or not."""
     try:
-        image: OmeZarrImage = open_image(path)
+        image = open_image(path)
     except ValueError:
         return list(open_writer(path).targets)
     return [level.reader for level in image.levels]
