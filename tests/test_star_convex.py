@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkrestore.grid import Block, BlockGrid, Halo
+from chunkrestore.grid import BlockGrid, Halo
 from chunkrestore.kernels import star_settling
-from chunkrestore.kernels.star_convex import Rays, candidates, canonical_order, ranks, suppress
-from chunkrestore.kernels.star_painting import paint
+from chunkrestore.kernels.star_convex import Rays, canonical_order, ranks, suppress
 from chunkrestore.kernels.star_settling import SLACK, settle
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -96,7 +95,7 @@ def partitions(length, n_max):
     return cuts.map(lambda inner: (0, *sorted(inner), length))
 
 
-# Rays and candidates
+# Rays
 
 
 def test_rays_are_those_of_stardist():
@@ -119,51 +118,6 @@ def test_rays_of_an_unknown_name_are_refused():
 def test_radii_enclose_shapes_whatever_the_length_of_the_rays():
     rays = Rays(np.array([[0, 2], [1, 0], [0, -1], [-1, 0]], np.float64), np.empty((0, 3), np.int32))
     assert rays.radii(np.array([[3, 5, 1, 1]], np.float32)).tolist() == [6]
-
-
-@settings(max_examples=40)
-@given(data=st.data())
-def test_candidates_of_any_cores_are_together_those_that_stardist_finds(data):
-    grid = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 4)]), "grid")
-    shape = tuple(data.draw(st.integers(9, 40), "shape") for _ in grid)
-    padded = tuple(-(-n // 8) * 8 for n in shape)
-    edges = tuple(data.draw(partitions(n, 3), "edges") for n in shape)
-    rng = np.random.default_rng(3)
-    on_grid = tuple(n // g for n, g in zip(padded, grid, strict=True))
-    prob = rng.random(on_grid, np.float32)
-    dist = rng.uniform(-1, 9, (*on_grid, 5)).astype(np.float32)
-
-    mask = stardist.nms._ind_prob_thresh(prob, 0.6, b=2)
-    points = np.stack(np.nonzero(mask), axis=-1) * np.array(grid)
-    in_image = (points < shape).all(axis=-1)
-    expected = {"prob": prob[mask], "dist": np.maximum(1e-3, dist[mask]), "points": points}
-    expected = {key: rows[in_image] for key, rows in expected.items()}
-
-    halo = Halo((8, 8), (8, 8))
-    parts = []
-    for block in BlockGrid(edges, halo):
-        # What a network returns for the read region, with the volume's padding.
-        window = tuple(
-            slice(r.start // g, -(-r.stop // 8) * 8 // g) for r, g in zip(block.read, grid, strict=True)
-        )
-        origin = [r.start for r in block.read]
-        parts.append(
-            candidates(
-                prob[window],
-                dist[window],
-                0.6,
-                grid=grid,
-                origin=origin,
-                core=block.core,
-                padded_shape=padded,
-            )
-        )
-        assert inside(parts[-1]["points"], block.core).all()
-    found = {key: np.concatenate([part[key] for part in parts]) for key in COLUMNS}
-    order, wanted = np.lexsort(found["points"].T), np.lexsort(expected["points"].T)
-    for key, rows in expected.items():
-        np.testing.assert_array_equal(found[key][order], rows[wanted])
-        assert found[key].dtype == (np.int64 if key == "points" else np.float32)
 
 
 # Order and suppression
@@ -284,7 +238,7 @@ def test_settling_decides_only_what_a_change_can_reach(monkeypatch):
 
     def counting(rows, *args):
         decided.append(len(rows["prob"]))
-        return suppress(rows, *args)
+        return suppress(rows, *args[:2])
 
     monkeypatch.setattr(star_settling, "suppress", counting)
     result = settle(part, others, rays, 0.3)
@@ -306,109 +260,3 @@ def test_settling_without_candidates_or_neighbours():
     np.testing.assert_array_equal(settle(own, {}, rays, 0.3), own["kept0"])
     np.testing.assert_array_equal(settle(own, none, rays, 0.3), own["kept0"])
     assert settle(none | {"kept0": np.empty(0, bool)}, table, rays, 0.3).shape == (0,)
-
-
-# Painting
-
-
-def painted_rows(rng, n, shape, rays, dist):
-    return {
-        "dist": dist.astype(np.float32),
-        "points": np.stack([rng.integers(0, length, n) for length in shape], axis=-1),
-        "ids": rng.permutation(n).astype(np.int32) + 1,
-        "rank": rng.permutation(n),
-    }
-
-
-def whole(shape):
-    return Block.whole(shape).core
-
-
-@pytest.mark.parametrize(
-    ("n_rays", "shape", "noise", "anisotropy"),
-    [
-        (32, (60, 60, 60), 0.1, None),
-        (32, (30, 40, 300), 0.25, (2.0, 1.0, 1.0)),
-        # At coordinates near 50000, StarDist's planes err by so much that voxels beside the surface count.
-        (32, (20, 20, 50_000), 0.05, None),
-        (96, (2000, 40, 40), 0.05, None),
-        (96, (40, 50, 60), 0.5, (1.0, 2.0, 3.0)),
-    ],
-)
-def test_polyhedra_are_painted_voxel_by_voxel_as_by_stardist(n_rays, shape, noise, anisotropy):
-    rng = np.random.default_rng(n_rays + shape[0])
-    rays = rays_of(3, n_rays, anisotropy)
-    n = 80
-    rows = painted_rows(
-        rng, n, shape, rays, rng.uniform(2, 8, (n, 1)) * np.exp(rng.normal(0, noise, (n, n_rays)))
-    )
-    expected = stardist.polyhedron_to_label(
-        rows["dist"],
-        rows["points"],
-        stardist.Rays_GoldenSpiral(n_rays, anisotropy=anisotropy),
-        shape,
-        prob=-rows["rank"].astype(float),
-        labels=rows["ids"],
-        verbose=False,
-    )
-    assert np.count_nonzero(expected) > 15_000
-    np.testing.assert_array_equal(paint(whole(shape), rows, rays), expected)
-
-
-@pytest.mark.parametrize("shape", [(120, 130), (30, 5000)])
-def test_polygons_are_painted_pixel_by_pixel_as_by_stardist(shape):
-    rng = np.random.default_rng(shape[0])
-    rays = rays_of(2, 32)
-    n = 200
-    rows = painted_rows(rng, n, shape, rays, rng.uniform(2, 9, (n, 1)) * np.exp(rng.normal(0, 0.2, (n, 32))))
-    scores = -rows["rank"].astype(float)
-    order = stardist.polygons_to_label(rows["dist"], rows["points"], shape, prob=scores)
-    expected = np.concatenate([[0], rows["ids"]])[order]
-    np.testing.assert_array_equal(paint(whole(shape), rows, rays), expected)
-
-
-@pytest.mark.parametrize("n_dim", [2, 3])
-def test_cores_show_exactly_what_the_whole_shows_there(n_dim):
-    """Objects span many cores, reach beyond the volume, and lie wholly before a core's origin."""
-    rng = np.random.default_rng(n_dim)
-    shape = (37, 41, 43)[:n_dim]
-    rays = rays_of(n_dim, 32)
-    rows = painted_rows(
-        rng, 40, shape, rays, rng.uniform(3, 15, (40, 1)) * np.exp(rng.normal(0, 0.2, (40, 32)))
-    )
-    expected = paint(whole(shape), rows, rays)
-    edges = ((0, 5, 6, 29, 37), (0, 11, 22, 33, 41), (0, 20, 43))[:n_dim]
-    for block in BlockGrid(edges, Halo((0,) * n_dim)):
-        np.testing.assert_array_equal(paint(block.core, rows, rays), expected[block.core])
-
-
-def test_a_ball_is_painted_as_a_ball():
-    """Analytic: 600 rays of equal length; only voxels within the depth of a face of the sphere may differ."""
-    rays = rays_of(3, 600)
-    radius = 9.3
-    rows = {
-        "dist": np.full((1, 600), radius, np.float32),
-        "points": np.array([[12, 12, 12]]),
-        "ids": np.array([7], np.int32),
-        "rank": np.array([0]),
-    }
-    labels = paint(whole((25, 25, 25)), rows, rays)
-    distance = np.sqrt(sum((axis - 12) ** 2 for axis in np.ogrid[:25, :25, :25]))
-    # Faces have edges of about sqrt(4 pi / 600 * 2 / sqrt(3)) = 0.156 radii: sagitta edge**2 / 6 = 0.4 %; twice that.
-    assert (labels[distance < radius * 0.99] == 7).all()
-    assert (labels[distance > radius] == 0).all()
-
-
-def test_painting_keeps_the_dtype_of_ids_and_shows_the_better_rank():
-    rays = rays_of(2, 32)
-    rows = {
-        "dist": np.full((2, 32), 5, np.float32),
-        "points": np.array([[10, 10], [10, 13]]),
-        "ids": np.array([2**33, 4]),
-        "rank": np.array([1, 0]),
-    }
-    labels = paint(whole((21, 24)), rows, rays)
-    assert labels.dtype == np.int64
-    assert (labels[10, 10], labels[10, 6], labels[10, 18], labels[0, 0]) == (4, 2**33, 4, 0)
-    none = {key: column[:0] for key, column in rows.items()}
-    assert not paint(whole((21, 24)), none, rays).any()

@@ -9,6 +9,8 @@ live in tables, mappings of arrays with one row per candidate:
     float32 (n, n_rays): distances along the rays, in units of the rays' direction vectors.
 ``points``
     int64 (n, ndim): centre in voxels of the volume.
+``class_prob``
+    float32 (n, n_classes + 1): probabilities of background and of each class, of networks that know classes.
 
 Of two candidates that overlap by more than a threshold, the one with the better score survives. Taken in a
 total order (score descending, then position), greedy suppression has one result, whatever the order of the
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.grid import Slices
+from chunkrestore.grid import Block
 
 Rows = Mapping[str, np.ndarray]
 """A candidate table (see above)."""
@@ -106,50 +108,76 @@ class Rays:
         return relative + points[:, np.newaxis].astype(np.float32)
 
 
-def candidates(
-    prob: npt.NDArray[np.float32],
-    dist: npt.NDArray[np.float32],
-    prob_thresh: float,
-    *,
-    grid: Sequence[int],
-    origin: Sequence[int],
-    core: Slices,
-    padded_shape: Sequence[int],
-) -> dict[str, np.ndarray]:
-    """Return the candidates whose points lie in `core`, exactly as StarDist finds them in the volume.
+def own_points(block: Block, grid: Sequence[int], padded_shape: Sequence[int]) -> tuple[range, ...]:
+    """Return, per axis, the voxels of the prediction grid's points that lie in a block's core.
 
     Parameters
     ----------
-    prob
-        Scores of a read region on the prediction grid.
-    dist
-        Distances, same shape with a trailing axis of rays.
-    prob_thresh
-        Candidates score more than this.
+    block
+        Any core; the read region begins on multiples of `grid`.
     grid
         Voxels per point of the prediction grid.
-    origin
-        First voxel of the read region; a multiple of `grid`.
-    core
-        Region whose candidates are wanted; any borders.
     padded_shape
-        Shape of the volume as StarDist pads it (multiples of `grid`).
+        Shape of the volume as StarDist pads it (multiples of `grid`): near its faces it ignores points.
+    """
+    points = []
+    for core, g, n in zip(block.core, grid, padded_shape, strict=True):
+        first, stop = max(-(-core.start // g), BORDER), min(-(-core.stop // g), n // g - BORDER)
+        points.append(range(first * g, max(first, stop) * g, g))
+    return tuple(points)
+
+
+def at_points(output: np.ndarray, points: Sequence[range], origin: Sequence[int]) -> np.ndarray:
+    """Return a network's output at some points of its grid.
+
+    Parameters
+    ----------
+    output
+        Output for a read region, spatial axes first.
+    points
+        Voxels per axis, as of `own_points`.
+    origin
+        First voxel of the read region.
+    """
+    starts = [(p.start - o) // p.step for p, o in zip(points, origin, strict=True)]
+    return output[tuple(slice(a, a + len(p)) for a, p in zip(starts, points, strict=True))]
+
+
+def candidate_table(
+    mask: npt.NDArray[np.bool_],
+    points: Sequence[range],
+    prob: npt.NDArray[np.float32],
+    dist: npt.NDArray[np.float32],
+    class_prob: npt.NDArray[np.float32] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the candidates among a block's points, with the values that StarDist gives them.
+
+    Parameters
+    ----------
+    mask
+        Which of the points are candidates.
+    points
+        Where they are, as of `own_points`.
+    prob
+        Scores, shape of `mask`.
+    dist
+        Distances, with a trailing axis of rays.
+    class_prob
+        Probabilities of background and classes, with a trailing axis; None for a network without classes.
 
     Returns
     -------
     dict
-        Candidate table, in raster order.
+        Candidate table, in raster order; with ``class_prob`` if given.
     """
-    first = [max(-(-c.start // g), BORDER) for c, g in zip(core, grid, strict=True)]
-    stop = [min(-(-c.stop // g), n // g - BORDER) for c, g, n in zip(core, grid, padded_shape, strict=True)]
-    shift = [o // g for o, g in zip(origin, grid, strict=True)]
-    window = tuple(slice(a - s, max(a, b) - s) for a, b, s in zip(first, stop, shift, strict=True))
-    found = np.nonzero(prob[window] > prob_thresh)
-    return {
-        "prob": prob[window][found],
-        "dist": np.maximum(SMALLEST_DIST, dist[window][found]),
-        "points": (np.stack(found, axis=-1) + first) * np.asarray(grid, np.int64),
+    found = np.nonzero(mask)
+    first, step = np.array([[p.start, p.step] for p in points], np.int64).T
+    table = {
+        "prob": prob[found],
+        "dist": np.maximum(SMALLEST_DIST, dist[found]),
+        "points": np.stack(found, axis=-1) * step + first,
     }
+    return table if class_prob is None else table | {"class_prob": class_prob[found]}
 
 
 def canonical_order(rows: Rows) -> npt.NDArray[np.intp]:

@@ -3,6 +3,8 @@
 A block decides about its own candidates, knowing only which candidates of its neighbours survive at present.
 Repeated over all blocks until nothing changes, that is greedy suppression on the whole volume; repeated work
 is confined to candidates that a changed decision can reach.
+
+Imported inside functions only: this module loads numba.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
-from chunkrestore.kernels.star_convex import Rays, Rows, ranks, suppress
-
-_STEP_ELEMENTS = 2**18
-"""Shapes times faces whose bounds are computed together: temporaries of some 20 MiB."""
+from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.star_convex import Rays, Rows, ranks
+from chunkrestore.kernels.star_neighbours import Neighbourhood, meeting, neighbourhood
+from chunkrestore.kernels.star_suppression import Mode, extents, suppress
 
 SLACK = 3
 """Voxels by which StarDist's rounding of vertices to integers may bring two shapes closer together."""
 
 
-def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]:
+def settle(
+    own: Rows, others: Rows, rays: Rays, nms_thresh: float, mode: Mode = "exact"
+) -> npt.NDArray[np.bool_]:
     """Decide a block's candidates again in the light of what survives around it.
 
     Parameters
@@ -31,7 +34,7 @@ def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArra
         The block's candidates, with ``kept0``: which of them survive among themselves.
     others
         Present survivors of other blocks; those out of reach are ignored.
-    rays, nms_thresh
+    rays, nms_thresh, mode
         As for `suppress`.
 
     Returns
@@ -75,7 +78,7 @@ def settle(own: Rows, others: Rows, rays: Rays, nms_thresh: float) -> npt.NDArra
     while len(open_rows):
         near = np.unique(shapes.pairs(open_rows, np.flatnonzero(stands))[1])
         part = np.concatenate([open_rows, near])
-        survives = suppress({key: column[part] for key, column in rows.items()}, rays, nms_thresh)
+        survives = suppress({key: column[part] for key, column in rows.items()}, rays, nms_thresh, mode)
         # Only a better open row makes a row fall: said explicitly, the loop ends even if rounding errs.
         survives |= rank[part] < rank[open_rows].min()
         stands[part] = survives
@@ -104,23 +107,17 @@ def _in_reach(own: Rows, others: Rows, rays: Rays) -> dict[str, np.ndarray]:
 class _Shapes:
     """Bounds on the shapes of a table, and which pairs of shapes they allow to suppress each other."""
 
-    points: npt.NDArray[np.int64]
-    radii: npt.NDArray[np.float64]
-    boxes: npt.NDArray[np.float64]
-    """(n, 2, ndim): first and last corner, rounded as StarDist rounds them."""
+    where: Neighbourhood
     contents: npt.NDArray[np.float64]
-    """Volumes or areas."""
+    """(n,): volumes or areas."""
+    doubts: npt.NDArray[np.float64]
+    """(n,): by how much more than its box in common with another one StarDist may find."""
     nms_thresh: float
 
     @classmethod
     def of(cls, rows: Rows, rays: Rays, nms_thresh: float) -> _Shapes:
-        step = max(1, _STEP_ELEMENTS // max(len(rays.faces), len(rays)))
-        bounds = [
-            _bounds(rays, rows["dist"][i : i + step], rows["points"][i : i + step])
-            for i in range(0, len(rows["dist"]), step)
-        ]
-        boxes, contents = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
-        return cls(rows["points"], rays.radii(rows["dist"]), boxes, contents, nms_thresh)
+        boxes, contents, doubts = extents(rows, rays)
+        return cls(neighbourhood(rows["points"], boxes), contents, doubts, nms_thresh)
 
     def pairs(
         self, rows: npt.NDArray[np.intp], among: npt.NDArray[np.intp]
@@ -128,34 +125,40 @@ class _Shapes:
         """Return all pairs of one of `rows` and one of `among` that may overlap by more than the threshold."""
         if not len(rows) or not len(among):
             return np.empty(0, np.intp), np.empty(0, np.intp)
-        tree = cKDTree(self.points[among])
-        limits = self.radii[rows] + self.radii[among].max() + SLACK
-        found = tree.query_ball_point(self.points[rows], limits, return_sorted=False)
-        a = np.repeat(rows, [len(near) for near in found])
-        b = among[np.concatenate([np.asarray(near, np.intp) for near in found])]
-        common = np.minimum(self.boxes[a, 1], self.boxes[b, 1]) - np.maximum(
-            self.boxes[a, 0], self.boxes[b, 0]
-        )
-        largest = np.maximum(common, 0).prod(axis=-1)
-        # 2 % for StarDist's sums in float32.
-        possible = largest >= 0.98 * self.nms_thresh * np.minimum(self.contents[a], self.contents[b])
-        return a[possible], b[possible]
+        wanted = np.zeros(len(self.contents), np.int64)
+        wanted[among] = 1
+        found = _possible(rows, wanted, self.where, self.contents, self.doubts, self.nms_thresh)
+        return found[:, 0], found[:, 1]
 
 
-def _bounds(
-    rays: Rays, dist: npt.NDArray[np.float32], points: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return boxes and contents of shapes, as far as StarDist's decisions depend on them.
-
-    In 3-D it never suppresses a pair whose boxes, with corners rounded to integers, have no more than the
-    threshold in common. In 2-D it cuts vertices to integers and computes the overlap of what results.
-    """
-    outlines = rays.outlines(dist, points)
-    if len(rays.faces):
-        boxes = np.stack([np.rint(outlines.min(axis=1)), np.rint(outlines.max(axis=1))], axis=1)
-        a, b, c = np.moveaxis((dist[..., np.newaxis] * rays.vertices)[:, rays.faces].astype(np.float64), 2, 0)
-        return boxes.astype(np.float64), np.abs((np.cross(b, c) * a).sum(axis=(1, 2))) / 6
-    vertices = np.trunc(outlines.astype(np.float64))
-    boxes = np.stack([vertices.min(axis=1), vertices.max(axis=1) + 1], axis=1)
-    (y, x), (y1, x1) = np.moveaxis(vertices, 2, 0), np.moveaxis(np.roll(vertices, -1, axis=1), 2, 0)
-    return boxes, np.abs((x * y1 - y * x1).sum(axis=-1)) / 2
+@compiled
+def _possible(
+    rows: npt.NDArray[np.intp],
+    wanted: npt.NDArray[np.int64],
+    where: Neighbourhood,
+    contents: npt.NDArray[np.float64],
+    doubts: npt.NDArray[np.float64],
+    nms_thresh: float,
+) -> npt.NDArray[np.intp]:
+    """Return the pairs (m, 2) of one of `rows` and one of the `wanted` whose boxes leave room for suppression."""
+    pairs, n = np.empty((4 * len(rows) + 64, 2), np.intp), 0
+    near = np.empty(len(wanted), np.int64)
+    for row in rows:
+        n_near = meeting(row, where, wanted, near)
+        if n + n_near > len(pairs):
+            larger = np.empty((2 * (n + n_near), 2), np.intp)
+            larger[:n] = pairs[:n]
+            pairs = larger
+        for other in near[:n_near]:
+            room = 1.0
+            for axis in range(3):
+                first = max(where.boxes[row, 0, axis], where.boxes[other, 0, axis])
+                last = min(where.boxes[row, 1, axis], where.boxes[other, 1, axis])
+                # Voxels, which are one more than the steps between them that StarDist counts.
+                room *= last - first + 1
+            # 2 % for sums in float32.
+            least = 0.98 * nms_thresh * min(contents[row], contents[other])
+            if room + max(doubts[row], doubts[other]) >= least:
+                pairs[n, 0], pairs[n, 1] = row, other
+                n += 1
+    return pairs[:n]
