@@ -22,6 +22,7 @@ from chunkrestore.backend import missing_device
 from chunkrestore.grid import Block, BlockGrid, Halo
 from chunkrestore.operators.base import ImageOperator
 from chunkrestore.operators.care import Care
+from chunkrestore.operators.saved import load_operators, save_operators
 from chunkrestore.statistics import NonFiniteError, of_array
 
 pytest.importorskip("tensorflow", reason="needs the deep-learning extra")
@@ -268,9 +269,33 @@ def test_operator_holds_a_name_and_describes_itself(care_folders):
         "normalization": [1.0, 2.0],
         "percentiles": [2.0, 99.8],
         "depth": [28, 28],
+        "precision": "float32",
     }
     assert pickle.loads(pickle.dumps(operator)) == operator
     assert hash(operator) == hash(replace(operator))
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_tiled_equals_untiled_in_reduced_precision(care_folders, precision):
+    image = volume((150, 131), np.float32)
+    operator = resolved(Care(care_folders["2d"]), image)
+    reduced = replace(operator, precision=precision)
+    low, high = operator.normalization
+    exact, whole = operator(image), reduced(image)
+    grid = BlockGrid.regular(image.shape, (37, 50), operator.halo(image.shape))
+    rounding = np.sqrt(np.mean((whole - exact) ** 2))
+    assert 1e-5 < rounding / (high - low) < 0.05
+    # Sums in another order are rounded the other way in a few places; a wrong tiling is off everywhere.
+    assert np.sqrt(np.mean((tiled(reduced, image, grid) - whole) ** 2)) < 0.1 * rounding
+
+
+def test_precision_is_checked_described_and_survives_saving(care_folders, tmp_path):
+    with pytest.raises(ValueError, match="`precision` must be one of"):
+        Care(care_folders["2d"], precision="half")
+    operator = Care(care_folders["2d"], precision="mixed_bfloat16")
+    assert operator.describe()["precision"] == "mixed_bfloat16"
+    save_operators([operator], tmp_path)
+    assert load_operators(tmp_path) == [operator]
 
 
 @pytest.mark.skipif(missing_device() is not None, reason=str(missing_device()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from chunkrestore.grid import Block, Halo
+from chunkrestore.kernels import network
 from chunkrestore.kernels.network import (
     NetworkGeometry,
     care_geometry,
@@ -170,6 +172,24 @@ def test_run_network_equals_keras_predict_for_any_shape(small_care):
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
 
+def test_27_shapes_share_one_trace_and_equal_keras_predict():
+    keras_model = care("ZYX", unet_n_depth=1, unet_kern_size=3).keras_model
+    rng = np.random.default_rng(5)
+    shapes = list(itertools.product((4, 6, 8), (6, 10, 12), (8, 10, 14)))
+    images = [rng.normal(size=(*shape, 1)).astype(np.float32) for shape in shapes]
+    outputs = [run_network(keras_model, image)[0] for image in images]
+    assert network._function(keras_model).experimental_get_tracing_count() == 1
+    for image, output in list(zip(images, outputs, strict=True))[::4]:
+        expected = keras_model.predict(image[np.newaxis], verbose=0)[0]
+        np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+
+def test_outputs_are_not_copied(small_care):
+    function = network._function(small_care.keras_model)
+    (tensor,) = function(np.zeros((1, 8, 8, 1), np.float32))
+    assert np.shares_memory(np.asarray(tensor), np.asarray(tensor))
+
+
 def test_run_network_returns_every_output_of_stardist():
     model = stardist(2, unet_n_depth=1, grid=(2, 2))
     prob, dist = run_network(model.keras_model, np.ones((16, 32, 1), np.float32))
@@ -197,10 +217,69 @@ def test_run_network_refuses_other_dtypes_axes_and_channels(small_care):
             run_network(small_care.keras_model, np.zeros(shape, np.float32))
 
 
-def test_a_model_that_was_run_can_be_freed():
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_a_model_that_was_run_can_be_freed(precision):
     model = care("YX", unet_n_depth=1, unet_kern_size=3)
-    run_network(model.keras_model, np.zeros((8, 8, 1), np.float32))
+    run_network(model.keras_model, np.zeros((8, 8, 1), np.float32), precision=precision)
     reference = weakref.ref(model.keras_model)
     del model
     gc.collect()
     assert reference() is None
+
+
+REDUCED = {"mixed_float16": 2.0**-11, "mixed_bfloat16": 2.0**-8}
+"""Relative error of one rounding."""
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+@pytest.mark.parametrize(
+    ("n_dim", "parameters"),
+    [
+        (2, {"unet_n_depth": 1, "grid": (2, 2)}),
+        (3, {"unet_n_depth": 1, "grid": (1, 2, 2)}),
+        (3, {"backbone": "resnet", "grid": (1, 2, 2), "resnet_n_blocks": 2}),
+    ],
+)
+def test_reduced_precision_differs_from_float32_by_its_rounding(n_dim, parameters, precision):
+    keras_model = stardist(n_dim, **parameters).keras_model
+    rng = np.random.default_rng(6)
+    for weights in keras_model.weights:
+        shape = tuple(weights.shape)
+        # Nothing cancels, so that a sum's relative error is at most that of its terms.
+        positive = rng.uniform(0.5, 1.5, shape) / np.prod(shape[:-1]) if len(shape) > 1 else np.zeros(shape)
+        weights.assign(positive.astype(np.float32))
+    image = rng.random((*(16, 24, 20)[:n_dim], 1), np.float32)
+    before = run_network(keras_model, image)
+    reduced = run_network(keras_model, image, precision=precision)
+    n_layers = sum(bool(layer.weights) for layer in keras_model.layers)
+    for a, b in zip(reduced, before, strict=True):
+        assert a.dtype == np.float32
+        # Each layer rounds what goes in, its kernel, and what comes out.
+        assert 0 < (np.abs(a - b) / b).max() < 3 * n_layers * REDUCED[precision]
+    for a, b in zip(run_network(keras_model, image), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+@pytest.mark.parametrize("probabilistic", [False, True])
+def test_reduced_precision_does_not_round_the_image_that_care_corrects(precision, probabilistic):
+    keras_model = care("YX", unet_n_depth=1, unet_kern_size=3, probabilistic=probabilistic).keras_model
+    correction = next(layer for layer in keras_model.layers if layer.name.startswith("conv2d"))
+    correction.set_weights([np.zeros_like(w) for w in correction.get_weights()])
+    image = np.random.default_rng(7).normal(size=(16, 24, 1)).astype(np.float32)
+    (output,) = run_network(keras_model, image, precision=precision)
+    np.testing.assert_array_equal(output[..., 0], image[..., 0])
+
+
+def test_values_beyond_float16_are_an_error_and_fit_bfloat16():
+    keras_model = care("YX", unet_n_depth=1, unet_kern_size=3).keras_model
+    average_everywhere(keras_model)
+    image = np.full((16, 16, 1), 1e6, np.float32)
+    assert np.isfinite(run_network(keras_model, image, precision="mixed_bfloat16")[0]).all()
+    with pytest.raises(OverflowError, match=r"`precision` 'mixed_float16'.*use .mixed_bfloat16"):
+        run_network(keras_model, image, precision="mixed_float16")
+
+
+def test_unknown_precision_is_refused(small_care):
+    with pytest.raises(ValueError, match=r"`precision` must be one of float32, .*, got 'float16'"):
+        run_network(small_care.keras_model, np.zeros((8, 8, 1), np.float32), precision="float16")

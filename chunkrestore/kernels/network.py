@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from chunkrestore.kernels.precision import Precision, check_precision, in_precision
+
 Layer = tuple[str, int, int]
 """Kind (``"conv"``, ``"pool"`` or ``"up"``), kernel length and stride of a layer along one axis."""
 
@@ -100,7 +102,8 @@ def network_nbytes(config: Any, shape: Sequence[int]) -> int:
     goes in and comes out, and copies in the layout of the CPU's kernels), the last level of the U-Net (skip
     connection, upsampled maps, their concatenation and its copy: 6 times the first level's filters), and
     StarDist's head (features, distances, and a copy of the wider one). Measured peaks on a CPU are 0.8 to 1
-    times this for networks of 8 to 32 filters; GPU libraries take workspace beyond it.
+    times this for networks of 8 to 32 filters (0.55 times in reduced precision); GPU libraries take workspace
+    beyond it.
     """
     n_voxels = math.prod(shape)
     if hasattr(config, "unet_n_first"):
@@ -173,12 +176,14 @@ def _reach(path: Iterable[Layer]) -> int:
     return reach
 
 
-_functions: weakref.WeakKeyDictionary[Any, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
+_functions: weakref.WeakKeyDictionary[Any, dict[Precision, Any]] = weakref.WeakKeyDictionary()
 _functions_lock = threading.Lock()
 _gpu_lock = threading.Lock()
 
 
-def run_network(keras_model: Any, image: np.ndarray) -> tuple[np.ndarray, ...]:
+def run_network(
+    keras_model: Any, image: np.ndarray, *, precision: Precision = "float32"
+) -> tuple[np.ndarray, ...]:
     """Run a network once on one block.
 
     Parameters
@@ -188,6 +193,9 @@ def run_network(keras_model: Any, image: np.ndarray) -> tuple[np.ndarray, ...]:
     image
         float32, spatial axes and a trailing channel axis, no batch axis. Lengths must be multiples of the
         network's pooling grid (`NetworkGeometry.align`).
+    precision
+        What the network computes in. Weights are copied at the first call that is not in float32; changes
+        that are made to the model later are not seen.
 
     Returns
     -------
@@ -199,14 +207,22 @@ def run_network(keras_model: Any, image: np.ndarray) -> tuple[np.ndarray, ...]:
     TypeError
         If `image` is not float32.
     ValueError
-        If `image` has not the axes or channels that the network takes.
+        If `image` has not the axes or channels that the network takes, or `precision` is unknown.
+    OverflowError
+        If the outputs are not finite in reduced precision.
 
     Notes
     -----
-    One graph per model and process, for every shape: Keras' own ``predict`` costs about 0.1 s per call and
-    compiles with XLA on GPUs, once per shape. Safe to call from several threads; on a GPU, calls take turns,
-    so that device memory is needed for one block at a time. TensorFloat-32, which keeps 10 bits of the
-    mantissa, is switched off for the process.
+    One graph per model, precision and process, traced once for all shapes. Keras' own ``predict`` costs 0.05
+    to 0.08 s of CPU time more per call: up to 11 times as much on 16 x 32 x 32 voxels, 1.06 to 1.4 times on
+    the largest blocks timed. On a GPU it also compiles with XLA for every shape. Blocks are not batched: eight
+    of 32 x 64 x 64 in a batch save 2 to 12 %, and one larger block saves more, because less of it is halo
+    (``benchmarks/network_calls.py``). cuDNN tunes itself anew for each of a grid's shapes of
+    blocks, three or four lengths per axis; what that costs was not measured.
+
+    Safe to call from several threads; on a GPU, calls take turns, so that device memory is needed for one
+    block at a time. TensorFloat-32, which keeps 10 bits of the mantissa, is switched off for the process.
+    Nothing in reduced precision was run on a GPU yet.
     """
     if image.dtype != np.float32:
         raise TypeError(f"`image` must be float32, got {image.dtype}")
@@ -216,28 +232,44 @@ def run_network(keras_model: Any, image: np.ndarray) -> tuple[np.ndarray, ...]:
             f"`image` of shape {image.shape} does not fit a network with {len(expected) - 1} spatial axes "
             f"and {expected[-1]} channel(s), channels last"
         )
-    function = _function(keras_model)
+    check_precision(precision)
+    function = _function(keras_model, precision)
     with _turn():
-        return tuple(np.asarray(output)[0] for output in function(image[np.newaxis]))
+        outputs = tuple(np.asarray(output)[0] for output in function(image[np.newaxis]))
+    if precision != "float32" and not all(np.isfinite(output).all() for output in outputs):
+        raise OverflowError(
+            f"the network's outputs are not finite with `precision` {precision!r}: float16 ends at 65504; "
+            'use "mixed_bfloat16" or "float32"'
+        )
+    return outputs
 
 
-def _function(keras_model: Any) -> Callable[[Any], Any]:
-    """Return the graph of `keras_model`; it is built once and lives as long as the model."""
+def _function(keras_model: Any, precision: Precision = "float32") -> Any:
+    """Return the ``tf.function`` of `keras_model`; it is built once and lives as long as the model."""
     import tensorflow as tf
 
     with _functions_lock:
-        if keras_model not in _functions:
+        graphs = _functions.setdefault(keras_model, {})
+        if precision not in graphs:
             tf.config.experimental.enable_tensor_float_32_execution(False)
+            model = _held(keras_model, precision)
             shape = tuple(keras_model.inputs[0].shape)
-            model = weakref.ref(keras_model)
             signature = [tf.TensorSpec((None,) * (len(shape) - 1) + (shape[-1],), tf.float32)]
 
             @tf.function(input_signature=signature, jit_compile=False, autograph=False)  # type: ignore[untyped-decorator]
             def function(batch: Any) -> Any:
-                return tf.nest.flatten(model()(batch, training=False))  # type: ignore[misc]
+                return tf.nest.flatten(model()(batch, training=False))
 
-            _functions[keras_model] = function
-        return _functions[keras_model]
+            graphs[precision] = function
+        return graphs[precision]
+
+
+def _held(keras_model: Any, precision: Precision) -> Callable[[], Any]:
+    """Return what gives the model to run: itself, which must not be kept alive, or a copy, which must."""
+    if precision == "float32":
+        return weakref.ref(keras_model)
+    copy = in_precision(keras_model, precision)
+    return lambda: copy
 
 
 def _turn() -> AbstractContextManager[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -14,22 +13,28 @@ import numpy as np
 from chunkrestore import models
 from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, Halo
-from chunkrestore.kernels.network import NetworkGeometry
+from chunkrestore.kernels.network import NetworkGeometry, run_network
+from chunkrestore.kernels.precision import Precision, check_precision
 from chunkrestore.operators.base import Array, Statistic, check_image
-from chunkrestore.statistics import NonFiniteError, as_percentiles
-
-_EPS = np.float32(1e-20)
-# CSBDeep's guard against division by zero in `normalize_mi_ma`; kept so that results are the same.
+from chunkrestore.operators.intensities import (
+    Limits,
+    checked_limits,
+    checked_percentiles,
+    limits_from,
+    scaled,
+)
+from chunkrestore.statistics import NonFiniteError
 
 
 class NetworkOperator:
     """Base of frozen dataclasses with the fields named here."""
 
     model: Any
-    normalization: tuple[float, float] | None
+    normalization: Limits | None
     percentiles: tuple[float, float]
     depth: int | Sequence[int] | None
     digest: str | None
+    precision: Precision = "float32"
 
     name: ClassVar[str]
     _kinds: ClassVar[tuple[models.Kind, ...]]
@@ -42,33 +47,37 @@ class NetworkOperator:
 
     def __post_init__(self) -> None:
         models.kind(self.model, *self._kinds)
-        low, high = (float(p) for p in self.percentiles)
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"`percentiles` must rise within 0 to 100, got {self.percentiles}")
-        fields: dict[str, Any] = {"percentiles": (low, high)}
-        if self.normalization is not None:
-            low, high = (float(v) for v in self.normalization)
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"`normalization` must be two finite numbers low < high, got {low, high}")
-            fields["normalization"] = (low, high)
+        check_precision(self.precision)
+        fields: dict[str, Any] = {"percentiles": checked_percentiles(self.percentiles)}
         fields["model"] = models.reference(self.model)
         fields["digest"] = models.check_digest(self.model, self.digest)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if self.normalization is not None:
+            limits = checked_limits(self.normalization, self.n_channels)
+            object.__setattr__(self, "normalization", limits)
         if self.depth is not None:
             object.__setattr__(self, "depth", self._checked_depth(self.depth))
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that the network takes together; with more than one they are the last axis of an image."""
+        return int(self._config.n_channel_in)
 
     @property
     def needs(self) -> frozenset[Statistic]:
         """Both percentiles, until `normalization` is known."""
         return frozenset() if self.normalization is not None else frozenset(self.percentiles)
 
-    def resolve(self, statistics: Mapping[Statistic, float]) -> Self:
-        """Return this operator with its normalisation decided."""
+    def resolve(self, statistics: Mapping[Statistic, Any]) -> Self:
+        """Return this operator with its normalisation decided.
+
+        A statistic is a number, or, where the network takes several channels, a sequence of one per channel.
+        """
         if self.normalization is not None:
             return self
-        decided = as_percentiles(statistics, self.percentiles)
-        return replace(self, normalization=decided)  # type: ignore[type-var]
+        limits = limits_from(statistics, self.percentiles, self.n_channels)
+        return replace(self, normalization=limits)  # type: ignore[type-var]
 
     def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         """Raise `ValueError` if a volume of `shape` and `dtype` cannot be processed."""
@@ -105,8 +114,13 @@ class NetworkOperator:
         """Return the Keras model."""
         return models.load(self.model, expected_digest=self.digest).keras_model
 
-    def _normalized(self, image: Array, block: Block) -> np.ndarray:
-        """Check what a block reads and return it normalised, float32, on the host."""
+    def _run(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the network's outputs for a padded and normalised block."""
+        channels_last = image if self.n_channels > 1 else image[..., np.newaxis]
+        return run_network(self._network(), channels_last, precision=self.precision)
+
+    def _checked(self, image: Array, block: Block) -> np.ndarray:
+        """Check what a block reads and return it on the host."""
         if self.normalization is None:
             raise ValueError(
                 "`normalization` is not decided; call `resolve` with the whole volume's percentiles"
@@ -115,11 +129,15 @@ class NetworkOperator:
         host = to_numpy(image)
         if host.dtype.kind == "f" and not np.isfinite(host).all():
             raise NonFiniteError(f"{block} holds voxels that are NaN or infinite; replace them first")
-        low, high = np.array(self.normalization, np.float32)
-        normalized = host.astype(np.float32)
-        normalized -= low
-        normalized /= high - low + _EPS
-        return normalized
+        return host
+
+    def _normalized(self, image: Array, block: Block) -> np.ndarray:
+        """Check what a block reads and return it normalised, float32, on the host."""
+        return self._normalize(self._checked(image, block))
+
+    def _normalize(self, host: np.ndarray) -> np.ndarray:
+        """Return intensities as the network sees them, float32."""
+        return scaled(host, self.normalization)  # type: ignore[arg-type]
 
     def _checked_depth(self, depth: int | Sequence[int]) -> tuple[int, ...]:
         least = self._geometry.depth
@@ -132,8 +150,11 @@ class NetworkOperator:
         return given
 
     def _check_block(self, image_shape: tuple[int, ...], block: Block) -> None:
-        if image_shape != block.read_shape:
-            raise ValueError(f"`image` has shape {image_shape} but {block} reads {block.read_shape}")
+        channels = (self.n_channels,) if self.n_channels > 1 else ()
+        if image_shape != (*block.read_shape, *channels):
+            raise ValueError(
+                f"`image` has shape {image_shape} but {block} reads {(*block.read_shape, *channels)}"
+            )
         halo = self.halo(block.volume_shape)
         needed = halo.read(block.core, block.volume_shape)
         for axis, (read, least) in enumerate(zip(block.read, needed, strict=True)):
