@@ -16,6 +16,7 @@ _LIBRARIES = (
     "scipy",
     "scikit-image",
     "dask",
+    "dask-image",
     "distributed",
     "zarr",
     "tensorflow",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from chunkrestore.api import deconvolve, percentiles, restore, segment
+    from chunkrestore.api import deconvolve, merge_labels, percentiles, restore, segment
     from chunkrestore.jobs.prepare import estimate, plan
     from chunkrestore.jobs.run import resume, run
     from chunkrestore.jobs.status import status
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chunkrestore.ome_zarr import open_image, write_image, write_labels
     from chunkrestore.operators.care import Care
     from chunkrestore.operators.gradient_consensus import GradientConsensus
+    from chunkrestore.operators.labeller import Labeller
     from chunkrestore.operators.richardson_lucy import RichardsonLucy
     from chunkrestore.operators.stardist import StarDist
     from chunkrestore.operators.threshold import Threshold
@@ -32,6 +33,7 @@ _HOME = {
     "restore": "chunkrestore.api",
     "segment": "chunkrestore.api",
     "percentiles": "chunkrestore.api",
+    "merge_labels": "chunkrestore.api",
     "run": "chunkrestore.jobs.run",
     "plan": "chunkrestore.jobs.prepare",
     "estimate": "chunkrestore.jobs.prepare",
@@ -47,6 +49,7 @@ _HOME = {
     "Wiener": "chunkrestore.operators.wiener",
     "PsfField": "chunkrestore.psf.varying",
     "Care": "chunkrestore.operators.care",
+    "Labeller": "chunkrestore.operators.labeller",
     "StarDist": "chunkrestore.operators.stardist",
     "Threshold": "chunkrestore.operators.threshold",
 }
@@ -54,6 +57,7 @@ _HOME = {
 __all__ = [
     "Care",
     "GradientConsensus",
+    "Labeller",
     "PsfField",
     "RichardsonLucy",
     "StarDist",
@@ -62,6 +66,7 @@ __all__ = [
     "Wiener",
     "deconvolve",
     "estimate",
+    "merge_labels",
     "open_image",
     "percentiles",
     "plan",

@@ -1,22 +1,23 @@
-"""Connected components of a mask that is only ever seen block by block.
+"""Labels of a block's core as other blocks must know them, and which of them touch across the border.
 
-Each block labels its own core. What crosses block borders is decided from the foreground voxels on the
-cores' surfaces alone: two of them that are neighbours belong to one component, whatever the shape of the
-grid or the connectivity. Components are then numbered by their first voxel in raster order, which is how
-`scipy.ndimage.label` numbers them on the whole volume.
+With connected components in every core this is connected components of the whole volume, exactly: voxels that are
+neighbours belong to one component, whatever the grid. `chunkrestore.stitch.joining` makes objects of the links.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.grid import Slices
+from chunkrestore.grid import Block, Slices
+from chunkrestore.kernels.label_runs import find_runs, pack, rows_among, rows_of, volume_indices
 
-Labels = npt.NDArray[np.signedinteger]
+Labels = npt.NDArray[np.integer]
+Links = npt.NDArray[np.int64]
+Table = Mapping[str, np.ndarray]
 
 
 def label_mask(mask: npt.NDArray[np.bool_], connectivity: int) -> tuple[Labels, int]:
@@ -28,114 +29,115 @@ def label_mask(mask: npt.NDArray[np.bool_], connectivity: int) -> tuple[Labels, 
     return labels, int(n_objects)
 
 
-def component_table(
-    labels: Labels, n_objects: int, core: Slices, shape: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Describe the components of one core, as far as other blocks must know.
+def core_table(labels: Labels, block: Block) -> tuple[dict[str, np.ndarray], Labels]:
+    """Describe the labels of a core.
 
     Parameters
     ----------
     labels
-        Local labels of the core, 0 to `n_objects`.
-    n_objects
-        Number of local components.
-    core
-        The core in the coordinates of the volume.
-    shape
-        Shape of the volume.
+        Labels of the core: any integers of at least 0, gaps allowed.
+    block
+        Where it lies.
 
     Returns
     -------
-    dict
-        ``first``: raster index in the volume of each component's first voxel (int64, by local label);
-        ``surface``: raster indices of the foreground voxels on the core's surface (int64), ascending;
-        ``surface_label``: their local labels (int32).
+    table : dict
+        One row per label, ascending. ``key``: int64, raster index in the volume of its first voxel in the core;
+        ``runs``: the core with rows, counted from 1, in place of labels (see `label_runs.pack`). Painting is
+        ``unpack(table["runs"], block.core_shape, ids)``.
+    label : numpy.ndarray
+        The label of each row.
+
+    Raises
+    ------
+    ValueError
+        If a label is negative.
     """
-    strides = _strides(shape)
-    first = np.empty(n_objects + 1, np.int64)
-    flat = labels.ravel()
-    # Assigned backwards, so that the first voxel of each label is what remains.
-    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)
-    first_voxels = np.stack(np.unravel_index(first[1:], labels.shape), axis=-1)
-    origin = np.array([s.start for s in core])
-    on_surface = np.ones(labels.shape, bool)
-    on_surface[tuple(slice(1, -1) for _ in labels.shape)] = False
-    voxels = np.argwhere(on_surface & (labels > 0))
-    return {
-        "first": (first_voxels + origin) @ strides,
-        "surface": (voxels + origin) @ strides,
-        "surface_label": labels[tuple(voxels.T)].astype(np.int32),
-    }
+    values, starts = find_runs(labels)
+    if values.min(initial=0) < 0:
+        raise ValueError(f"labels must be at least 0, found {values.min()}")
+    label, row = rows_of(values)
+    first = np.empty(len(label) + 1, np.int64)
+    # Assigned backwards, so that the first run of each label is what remains.
+    first[row[::-1]] = starts[::-1]
+    origin = [s.start for s in block.core]
+    key = volume_indices(first[1:], origin, labels.shape, block.volume_shape)
+    return {"key": key, "runs": pack(row, starts, labels.size)}, label
 
 
-def number_components(
-    tables: Mapping[tuple[int, ...], Mapping[str, np.ndarray]], shape: Sequence[int], connectivity: int
-) -> dict[tuple[int, ...], npt.NDArray[np.int64]]:
-    """Join the components of all cores and number them.
+def surface_table(labels: Labels, block: Block) -> dict[str, np.ndarray]:
+    """Describe the labels of a core, as far as blocks that touch it must know.
+
+    Parameters, ``key``, ``runs`` and errors are those of `core_table`; besides, ``low0``, ``high0``, ``low1``, ...:
+    first and last layer of the core along each axis, int32, rows counted from 1; none where the volume ends.
+    """
+    table, label = core_table(labels, block)
+    for axis, (part, n) in enumerate(zip(block.core, block.volume_shape, strict=True)):
+        for name, layer, goes_on in (
+            ("low", slice(0, 1), part.start > 0),
+            ("high", slice(-1, None), part.stop < n),
+        ):
+            if goes_on:
+                face = labels[along(axis, layer)]
+                rows = rows_among(face.ravel(), label).astype(np.int32)
+                table[f"{name}{axis}"] = rows.reshape(face.shape)
+    return table
+
+
+def touching_links(own: Table, other: Table, block: Block, other_block: Block, connectivity: int) -> Links:
+    """Return which labels of two blocks have voxels that are neighbours.
 
     Parameters
     ----------
-    tables
-        Result of `component_table` for every core of a partition of the volume.
-    shape
-        Shape of the volume.
+    own, other
+        Their results of `surface_table`.
+    block, other_block
+        Two blocks of one grid whose indices differ by at most 1 per axis.
     connectivity
-        As in `label_mask`.
+        Voxels are neighbours if they differ in at most this many axes, by 1.
 
     Returns
     -------
-    dict
-        For every core, the global id of each local label (``ids[local - 1]``): 1 to the number of
-        components, in raster order of their first voxels.
+    numpy.ndarray
+        int64 (n, 2): key of the own label, key of the other one; every pair once.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    counts = [len(t["first"]) for t in tables.values()]
-    n_nodes = sum(counts)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    if n_nodes == 0:
-        return {index: np.empty(0, np.int64) for index in tables}
-    voxel = np.concatenate([t["surface"] for t in tables.values()])
-    node = np.concatenate(
-        [t["surface_label"] - 1 + start for t, start in zip(tables.values(), starts[:-1], strict=True)]
-    )
-    a, b = _touching(voxel, node, shape, connectivity)
-    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n_nodes, n_nodes))
-    n_components, component = connected_components(graph, directed=False)
-    first = np.full(n_components, np.iinfo(np.int64).max)
-    np.minimum.at(first, component, np.concatenate([t["first"] for t in tables.values()]))
-    ids = np.empty(n_components, np.int64)
-    ids[np.argsort(first)] = np.arange(1, n_components + 1)
-    per_node = ids[component]
-    return {
-        index: per_node[start : start + count]
-        for index, start, count in zip(tables, starts[:-1], counts, strict=True)
-    }
+    step = step_between(block, other_block)
+    across = [axis for axis, s in enumerate(step) if s]
+    if len(across) > connectivity:
+        return np.empty((0, 2), np.int64)
+    here = own[side(across[0], step)]
+    there = other[side(across[0], [-s for s in step])]
+    for axis in across[1:]:
+        here = here[along(axis, slice(-1, None) if step[axis] > 0 else slice(0, 1))]
+        there = there[along(axis, slice(0, 1) if step[axis] > 0 else slice(-1, None))]
+    pairs = []
+    for shift in itertools.product(*((0,) if s else (-1, 0, 1) for s in step)):
+        if np.count_nonzero(shift) + len(across) <= connectivity:
+            near = tuple(slice(max(-s, 0), n - max(s, 0)) for s, n in zip(shift, here.shape, strict=True))
+            far = tuple(slice(max(s, 0), n - max(-s, 0)) for s, n in zip(shift, here.shape, strict=True))
+            pairs.append(np.stack([here[near].ravel(), there[far].ravel()]))
+    a, b = np.concatenate(pairs, axis=1)
+    foreground = (a > 0) & (b > 0)
+    return keys_of_pairs(a[foreground], b[foreground], own["key"], other["key"])
 
 
-def _touching(
-    voxel: npt.NDArray[np.int64], node: npt.NDArray[np.int64], shape: Sequence[int], connectivity: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the pairs of nodes that own neighbouring voxels."""
-    order = np.argsort(voxel)
-    voxel, node = voxel[order], node[order]
-    position = np.stack(np.unravel_index(voxel, tuple(shape)), axis=-1)
-    strides = _strides(shape)
-    pairs_a, pairs_b = [], []
-    for step in itertools.product((-1, 0, 1), repeat=len(shape)):
-        # One of each pair of opposite steps is enough: pairs have no direction.
-        if step <= (0,) * len(shape) or np.count_nonzero(step) > connectivity:
-            continue
-        inside = np.all((position + step >= 0) & (position + step < shape), axis=1)
-        wanted = voxel[inside] + int(strides @ np.array(step))
-        found = np.minimum(np.searchsorted(voxel, wanted), len(voxel) - 1)
-        hit = voxel[found] == wanted
-        pairs_a.append(node[inside][hit])
-        pairs_b.append(node[found[hit]])
-    return np.concatenate(pairs_a), np.concatenate(pairs_b)
+def keys_of_pairs(a: Labels, b: Labels, own_key: np.ndarray, other_key: np.ndarray) -> Links:
+    """Return pairs of rows (counted from 1) as pairs of keys, int64 (n, 2), every pair once."""
+    pairs = np.unique(a.astype(np.int64) * (len(other_key) + 1) + b)
+    a, b = np.divmod(pairs, len(other_key) + 1)
+    return np.column_stack([own_key[a - 1], other_key[b - 1]])
 
 
-def _strides(shape: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Raster strides in voxels."""
-    return np.array([int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))], np.int64)
+def step_between(block: Block, other: Block) -> tuple[int, ...]:
+    """Return how many steps of the index lie between two blocks, per axis; for neighbours -1, 0 or 1."""
+    return tuple(b - a for a, b in zip(block.index, other.index, strict=True))
+
+
+def side(axis: int, step: tuple[int, ...] | list[int]) -> str:
+    """Return the column that holds what a block shares with a neighbour in the direction `step` along `axis`."""
+    return f"{'high' if step[axis] > 0 else 'low'}{axis}"
+
+
+def along(axis: int, part: slice) -> Slices:
+    """Return slices that cut `part` out of an axis and leave those before it whole."""
+    return (*(slice(None),) * axis, part)
