@@ -25,9 +25,16 @@ from dask.highlevelgraph import HighLevelGraph
 
 from chunkrestore import statistics
 from chunkrestore.grid import Block, BlockGrid, Slices
-from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
+from chunkrestore.operators.base import (
+    ImageOperator,
+    LabelOperator,
+    Operator,
+    PilotOperator,
+    Table,
+    channels_of,
+)
 from chunkrestore.operators.pilot import pilot_candidates
-from chunkrestore.stitch.resolution import resolve_tables, within_reach
+from chunkrestore.stitch.objects import Objects, number_objects
 
 _MERGE_WIDTH = 32
 """Summaries merged by one task."""
@@ -57,10 +64,14 @@ def apply_image(operator: ImageOperator, image: da.Array, axes: str) -> da.Array
 def apply_labels(operator: LabelOperator, image: da.Array, axes: str) -> da.Array:
     """Return the lazy instance labels of a label operator: int32, same shape and chunks.
 
-    Parameters are those of `apply_image`. Decisions across blocks are made by one task that holds the
-    tables of all blocks; a job distributes them.
+    Parameters are those of `apply_image`. The channels of an operator that takes several together are not among
+    the axes of its labels. Decisions across blocks are made by one task that holds the tables of all blocks; a
+    job distributes them.
     """
     n_lead = _check(operator, image, axes)
+    if channels_of(operator) > 1:
+        image = da.moveaxis(image, channel_axis(operator, image.shape, axes), -1).rechunk({-1: -1})
+        n_lead -= 1
     return _map_planes(lambda plane: _labels_plane(operator, plane), image, n_lead)
 
 
@@ -78,6 +89,23 @@ def lazy_statistics(image: da.Array, needs: Iterable[float | str]) -> Any:
     wanted = dask.delayed(statistics.refinement)(summary, needs)
     refined = _tree(dask.delayed(sum), [dask.delayed(statistics.refine)(b, wanted) for b in blocks])
     return dask.delayed(statistics.values)(summary, needs, wanted, refined)
+
+
+def channel_axis(operator: Operator, shape: Sequence[int], axes: str) -> int:
+    """Return which axis of an image an operator that takes several channels together consumes.
+
+    Raises
+    ------
+    ValueError
+        If the image has not as many channels.
+    """
+    n_channels = dict(zip(axes, shape, strict=True)).get("c", 1)
+    if n_channels != channels_of(operator):
+        raise ValueError(
+            f"{operator.name} takes {channels_of(operator)} channels together, but an image of shape "
+            f"{tuple(shape)} with `axes` {axes!r} has {n_channels}; choose them before"
+        )
+    return axes.index("c")
 
 
 def _check(operator: Operator, image: da.Array, axes: str) -> int:
@@ -108,18 +136,18 @@ def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:
 
 
 def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
-    grid = BlockGrid.from_chunks(image.chunks, operator.halo(image.shape))
+    """Label one volume; channels that the operator takes together are the last axis of `image`."""
+    chunks = image.chunks[:-1] if channels_of(operator) > 1 else image.chunks
+    grid = BlockGrid.from_chunks(chunks, operator.halo(tuple(map(sum, chunks))))
     ready, dependencies = _ready(operator, image)
     name = f"{operator.name}-{tokenize(operator, image.name)}"
-    halo, detect, numbered = f"halo-{name}", f"detect-{name}", f"resolve-{name}"
+    halo, detect, numbered = f"halo-{name}", f"detect-{name}", f"objects-{name}"
     layer = dict(_gather(image, grid, halo))
     layer |= {(detect, *b.index): (_run_detect, ready, b, (halo, *b.index)) for b in grid}
-    layer[numbered] = (_run_resolve, ready, grid, [(detect, *b.index) for b in grid])
-    for block in grid:
-        source = (halo, *block.index) if operator.paint_reads_image else None
-        layer[(name, *block.index)] = (_run_paint, ready, grid, block, source, numbered)
-    meta = np.empty((0,) * image.ndim, np.int32)
-    return _array(name, layer, [image, *dependencies], image.chunks, meta)
+    layer[numbered] = (_run_number, ready, grid, [(detect, *b.index) for b in grid])
+    layer |= {(name, *b.index): (_run_paint, ready, b, numbered) for b in grid}
+    meta = np.empty((0,) * len(chunks), np.int32)
+    return _array(name, layer, [image, *dependencies], chunks, meta)
 
 
 def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
@@ -127,13 +155,21 @@ def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
     held = dask.delayed(operator, pure=True, traverse=False)
     if operator.needs:
         wanted = operator.needs - {"pilot"}
-        numbers = lazy_statistics(image, wanted) if wanted else {}
+        numbers = _numbers(operator, image, wanted) if wanted else {}
         if "pilot" in operator.needs:
             candidates = pilot_candidates(image.shape)
             pieces = [image[region].rechunk(-1).to_delayed().item() for region in candidates]
             numbers = dask.delayed(_with_pilot)(held, numbers, candidates, pieces, image.shape)
         held = dask.delayed(_resolve)(held, numbers)
     return held.key, [held]
+
+
+def _numbers(operator: Operator, image: da.Array, wanted: Iterable[float | str]) -> Any:
+    """Return a delayed mapping of numbers, or of tuples of one number per channel."""
+    if channels_of(operator) == 1:
+        return lazy_statistics(image, wanted)
+    channels = [lazy_statistics(image[..., k], wanted) for k in range(image.shape[-1])]
+    return dask.delayed(_per_channel)(channels)
 
 
 def _gather(image: da.Array, grid: BlockGrid, name: str) -> Iterable[tuple[Any, Any]]:
@@ -150,7 +186,8 @@ def _gather(image: da.Array, grid: BlockGrid, name: str) -> Iterable[tuple[Any, 
                 for c, r in zip(core, block.read, strict=True)
             )
             key = (f"piece-{name}", *block.index, *index)
-            yield key, (op.getitem, (image.name, *index), _shift(part, core))
+            chunk = (image.name, *index, *(0,) * (image.ndim - len(index)))
+            yield key, (op.getitem, chunk, _shift(part, core))
             pieces.append((_shift(part, block.read), key))
         yield (
             (name, *block.index),
@@ -179,7 +216,8 @@ def _assemble(shape: tuple[int, ...], places: Sequence[Slices], pieces: Sequence
 
     if len(pieces) == 1:
         return pieces[0]
-    result = namespace(pieces[0]).empty(shape, dtype=pieces[0].dtype)
+    channels = pieces[0].shape[len(shape) :]
+    result = namespace(pieces[0]).empty((*shape, *channels), dtype=pieces[0].dtype)
     for place, piece in zip(places, pieces, strict=True):
         result[place] = piece
     return result
@@ -187,6 +225,10 @@ def _assemble(shape: tuple[int, ...], places: Sequence[Slices], pieces: Sequence
 
 def _resolve(operator: Operator, numbers: Mapping[float | str, Any]) -> Operator:
     return operator.resolve(numbers)
+
+
+def _per_channel(numbers: Sequence[Mapping[float | str, float]]) -> dict[float | str, Any]:
+    return {need: tuple(of_channel[need] for of_channel in numbers) for need in numbers[0]}
 
 
 def _with_pilot(
@@ -219,16 +261,14 @@ def _run_detect(operator: LabelOperator, block: Block, image: Any) -> Table:
     return operator.detect(image, block)
 
 
-def _run_resolve(operator: LabelOperator, grid: BlockGrid, tables: Sequence[Table]) -> Any:
-    by_index = {block.index: table for block, table in zip(grid, tables, strict=True)}
-    return operator.reach(tables), resolve_tables(operator, grid, by_index)
+def _run_number(operator: LabelOperator, grid: BlockGrid, tables: Sequence[Table]) -> Objects:
+    return number_objects(
+        operator, grid, {block.index: table for block, table in zip(grid, tables, strict=True)}
+    )
 
 
-def _run_paint(
-    operator: LabelOperator, grid: BlockGrid, block: Block, image: Any, resolved: Any
-) -> np.ndarray:
-    reach, numbered = resolved
-    labels = operator.paint(image, block, within_reach(grid, block.index, reach, numbered))
+def _run_paint(operator: LabelOperator, block: Block, objects: Objects) -> np.ndarray:
+    labels = operator.paint(block, objects.at(block.index))
     if labels.dtype != np.int32:
         raise OverflowError(
             f"{block}: more objects than int32 ids; use `chunkrestore.run`, which writes int64"

@@ -19,21 +19,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from skimage.measure import regionprops
 
 from chunkrestore import models
 from chunkrestore.grid import Block, BlockGrid, Halo
-from chunkrestore.operators.base import LabelOperator
+from chunkrestore.operators.base import JoiningOperator, SettlingOperator, concatenate
 from chunkrestore.operators.stardist import StarDist
 from chunkrestore.simulate import embryo
 from chunkrestore.statistics import NonFiniteError, of_array
-from chunkrestore.stitch.resolution import resolve_tables, within_reach
+from chunkrestore.stitch.objects import number_objects
 
 pytest.importorskip("tensorflow", reason="needs the deep-learning extra")
 pytest.importorskip("stardist", reason="needs the deep-learning extra")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-COLUMNS = ("prob", "dist", "points")
 
 CONFIGS = {
     # Name: dimensions, parameters, mean radius of objects in voxels.
@@ -131,42 +130,52 @@ def untiled(operator, image):
     return labels, details["points"]
 
 
-def tables_of(operator, image, grid):
-    """Detect in every block and settle until nothing changes; return the tables and the rounds that changed."""
-    detected = {b.index: operator.detect(image[b.read], b) for b in grid}
-    reach = operator.reach(list(detected.values()))
-    near = {}
-    for block in grid:
-        region = tuple(slice(c.start - reach, c.stop + reach) for c in block.core)
-        near[block.index] = [i for i in grid.indices_meeting(region) if i != block.index]
-    tables = dict(detected)
+def settled(operator, image, grid):
+    """Detect in every block and settle against all other blocks until nothing changes.
+
+    Returns the tables, and the rounds that changed something. Nothing here knows how far objects reach.
+    """
+    decided = {b.index: operator.decide(operator.detect(image[b.read], b)) for b in grid}
+    tables = dict(decided)
     n_rounds = 0
     while True:
-        new = {}
-        for block in grid:
-            others = [operator.survivors(tables[i]) for i in near[block.index]]
-            joined = {key: np.concatenate([t[key] for t in others]) for key in COLUMNS} if others else {}
-            new[block.index] = operator.settle(detected[block.index], joined, block)
+        new = {b.index: operator.settle(decided[b.index], others(operator, tables, b), b) for b in grid}
         changed = any((new[i]["kept"] != tables[i]["kept"]).any() for i in new)
         tables = new
         if not changed:
-            return tables, near, n_rounds
+            return tables, n_rounds
         n_rounds += 1
+
+
+def others(operator, tables, block):
+    """Return the survivors of all other blocks."""
+    return concatenate(operator.survivors(table) for index, table in tables.items() if index != block.index)
 
 
 def tiled(operator, image, edges):
     """Return labels and points, block by block; images and tables are all that passes between steps."""
     operator.check(image.shape, image.dtype)
     grid = BlockGrid(edges, operator.halo(image.shape))
-    tables, near, n_rounds = tables_of(operator, image, grid)
-    numbered = operator.number({i: operator.survivors(t) for i, t in tables.items()})
+    tables, n_rounds = settled(operator, image, grid)
+    objects = concatenate(
+        operator.measure(operator.survivors(tables[b.index]), others(operator, tables, b), b) for b in grid
+    )
+    objects["ids"] = np.argsort(np.argsort(objects["key"])) + 1
     labels = np.full(image.shape, -1, np.int64)
     for block in grid:
-        parts = [numbered[i] for i in (block.index, *near[block.index])]
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        labels[block.core] = operator.paint(None, block, joined)
-    points = np.concatenate([t["points"] for t in numbered.values()])
-    return labels, points, n_rounds
+        labels[block.core] = operator.paint(block, [objects])
+    assert_measured(objects, labels)
+    return labels, np.concatenate([operator.survivors(t)["points"] for t in tables.values()]), n_rounds
+
+
+def assert_measured(objects, labels):
+    """What is known of the objects is what the labels show; ids have no gaps."""
+    found = {region.label: region for region in regionprops(labels)}
+    assert sorted(found) == sorted(objects["ids"]) == list(range(1, len(found) + 1))
+    for row, label in enumerate(objects["ids"]):
+        assert objects["volume"][row] == found[label].area
+        assert (*objects["first"][row], *(objects["last"][row] + 1)) == found[label].bbox
+        np.testing.assert_array_equal(objects["sum"][row], found[label].coords.sum(axis=0))
 
 
 def assert_same_instances(labels, expected):
@@ -339,10 +348,11 @@ def test_the_driver_of_the_product_gives_the_same_labels(case_3d, whole_3d):
     operator, image, *_ = case_3d
     grid = BlockGrid(((0, 12, 23), (0, 37), (0, 20, 35)), operator.halo(image.shape))
     tables = {block.index: operator.detect(image[block.read], block) for block in grid}
-    numbered = resolve_tables(operator, grid, tables)
-    reach = operator.reach(list(tables.values()))
+    objects = number_objects(operator, grid, tables)
+    assert objects.n_objects == whole_3d.max()
+    assert objects.n_rounds > 1
     for block in grid:
-        labels = operator.paint(None, block, within_reach(grid, block.index, reach, numbered))
+        labels = operator.paint(block, objects.at(block.index))
         np.testing.assert_array_equal(labels, whole_3d[block.core])
 
 
@@ -362,37 +372,45 @@ def test_percentiles_of_the_whole_volume_normalise_every_block(folders):
     np.testing.assert_array_equal(labels, operator(image))
 
 
-def test_a_detected_table_is_what_the_contract_says(case_3d):
+def test_tables_are_what_the_contract_says(case_3d):
     operator, image, *_ = case_3d
-    assert isinstance(operator, LabelOperator)
+    assert isinstance(operator, SettlingOperator)
+    assert not isinstance(operator, JoiningOperator)
     block = Block.whole(image.shape)
     before = image.copy()
-    table = operator.detect(image, block)
+    detected = operator.detect(image, block)
     np.testing.assert_array_equal(image, before)
-    n = len(table["prob"])
-    assert {key: (column.dtype.name, column.shape) for key, column in table.items()} == {
-        "prob": ("float32", (n,)),
-        "dist": ("float32", (n, 32)),
-        "points": ("int64", (n, 3)),
-        "kept0": ("bool", (n,)),
-        "kept": ("bool", (n,)),
-    }
-    survivors = operator.survivors(table)
-    assert len(survivors["prob"]) == table["kept"].sum() < n
-    numbered = operator.number({block.index: table})[block.index]
-    by_position = np.lexsort(numbered["points"].T[::-1])
-    assert numbered["ids"][by_position].tolist() == list(range(1, len(survivors["prob"]) + 1))
-    assert sorted(numbered["rank"]) == list(range(len(survivors["prob"])))
-    assert operator.reach([table]) == np.ceil(2 * table["dist"].max()) + 3
-    assert operator.reach([]) == operator.reach([{"dist": table["dist"][:0]}]) == 0
+    n = len(detected["prob"])
+    columns = {"prob": ("float32", (n,)), "dist": ("float32", (n, 32)), "points": ("int64", (n, 3))}
+    assert described(detected) == columns
+    decided = operator.decide(detected)
+    assert described(decided) == columns | {"kept0": ("bool", (n,)), "kept": ("bool", (n,))}
+    survivors = operator.survivors(decided)
+    assert list(survivors) == list(columns)
+    assert len(survivors["prob"]) == decided["kept"].sum() < n
+    objects = operator.measure(survivors, {}, block)
+    m = len(objects["prob"])
+    whole = {"key": ("int64", (m,)), "volume": ("int64", (m,))}
+    assert described(objects) == {k: (d, (m, *s[1:])) for k, (d, s) in columns.items()} | whole | dict.fromkeys(
+        ("sum", "first", "last"), ("int64", (m, 3))
+    )
+    assert operator.radius(detected) == pytest.approx(detected["dist"].max() + 1.5, abs=1e-5)
+    assert operator.radius({key: column[:0] for key, column in detected.items()}) is None
+
+
+def described(table):
+    return {key: (column.dtype.name, column.shape) for key, column in table.items()}
 
 
 def test_ids_beyond_int32_are_painted_as_int64(case_3d):
     operator, image, *_ = case_3d
     block = Block.whole(image.shape)
-    numbered = operator.number({(0,): operator.detect(image, block)})[0,]
-    small = operator.paint(None, block, numbered)
-    large = operator.paint(None, block, numbered | {"ids": numbered["ids"] + 2**31})
+    objects = number_objects(
+        operator, BlockGrid.regular(image.shape, image.shape), {block.index: operator.detect(image, block)}
+    ).at(block.index)
+    small = operator.paint(block, objects)
+    (own,) = objects
+    large = operator.paint(block, [own | {"ids": own["ids"] + 2**31}])
     assert (small.dtype, large.dtype) == (np.int32, np.int64)
     np.testing.assert_array_equal(np.where(large, large - 2**31, 0), small)
 
@@ -426,9 +444,13 @@ def test_the_description_identifies_the_result(folders):
         "model_digest": models.digest(folders / "2d"),
         "prob_thresh": 0.5,
         "nms_thresh": 0.3,
+        "scale": None,
+        "skip_below": None,
+        "suppression": "exact",
         "normalization": [0.0, 10.0],
         "percentiles": [1.0, 99.8],
         "depth": [96, 96],
+        "precision": "float32",
     }
 
 
