@@ -238,6 +238,24 @@ class BlockGrid:
         ]
         yield from itertools.product(*per_axis)
 
+    def around(self, index: Sequence[int], reach: int) -> list[tuple[int, ...]]:
+        """Return the indices of the other blocks that are at most `reach` blocks away on every axis."""
+        near = (
+            range(max(i - reach, 0), min(i + reach + 1, n)) for i, n in zip(index, self.n_blocks, strict=True)
+        )
+        return [other for other in itertools.product(*near) if other != tuple(index)]
+
+    @property
+    def reach(self) -> int:
+        """How many blocks away, on any axis, is the furthest core that a block reads from."""
+        furthest = 0
+        for axis, edges in enumerate(self.edges):
+            for i, (start, stop) in enumerate(itertools.pairwise(edges)):
+                first, last = self.halo.read_axis(start, stop, edges[-1], axis)
+                before, after = i - bisect_right(edges, first) + 1, bisect_left(edges, last) - 1 - i
+                furthest = max(furthest, before, after)
+        return furthest
+
     @property
     def halo_overhead(self) -> float:
         """Voxels read divided by voxels written, exactly, over the whole grid."""

@@ -10,7 +10,7 @@ import chunkrestore
 PACKAGE = Path(chunkrestore.__file__).parent
 HEAVY = (
     *("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "obstore", "distributed", "skimage"),
-    "matplotlib",
+    *("matplotlib", "numba", "pyarrow"),
 )
 
 LAYERS = [
@@ -18,7 +18,7 @@ LAYERS = [
     {"statistics"},
     {"kernels", "psf", "models"},
     {"operators"},
-    {"lazy", "stitch"},
+    {"lazy", "lazy_labels", "stitch"},
     {"api", "pipeline", "jobs"},
     {"demo", "doctor"},
     {"cli", "cli_jobs", "cli_psf", "cli_text"},
@@ -84,6 +84,7 @@ def test_foreign_systems_are_named_in_one_place():
         "dask_cuda": {"cluster"},
         "zarr": {"ome_zarr"},
         "obstore": {"ome_zarr"},
+        "pyarrow": {"jobs"},
     }
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {module}"

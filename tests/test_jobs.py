@@ -12,6 +12,7 @@ from observing import tree
 from scipy import ndimage
 
 import chunkrestore as cr
+from chunkrestore.jobs.ledger import read_journal
 from chunkrestore.jobs.runner import BlockError
 from chunkrestore.lazy import apply_image, apply_labels
 from chunkrestore.psf import gaussian
@@ -254,10 +255,17 @@ def test_the_report_tells_what_was_done(store, tmp_path):
         "blocks",
         "seams",
         "detect",
+        "links",
+        "join",
+        "roots",
         "number",
         "paint",
     } <= report.seconds.keys()
-    assert report.n_done == 3 * n_blocks + 3
+    journal = read_journal(tmp_path / "out.zarr.chunkrestore" / "image" / "journal.jsonl")
+    n_finished = {name: len(record.finished) for name, record in journal.stages.items()}
+    assert all(n_finished[name] == n_blocks for name in ("blocks-0", "detect", "paint"))
+    assert n_finished["seams-0"] == 3
+    assert report.n_done == sum(n_finished.values())
     assert report.n_resumed == 0
     assert report.outputs == [str(tmp_path / "out.zarr"), str(tmp_path / "out.zarr/labels/labels")]
     assert [o["operator"] for o in report.operators] == ["richardson-lucy", "threshold"]

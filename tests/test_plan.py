@@ -227,8 +227,7 @@ def test_figures_count_time_points_channels_and_passes():
     )
     assert plan.n_planes == 6
     assert plan.n_blocks == 6 * 2 * 2
-    # The threshold reads what it labels twice: to find objects, and to paint them.
-    assert plan.read_nbytes == 6 * 32**3 * (2 + 2 * 4)
+    assert plan.read_nbytes == 6 * 32**3 * (2 + 4)
     assert plan.written_nbytes == 6 * 32**3 * (4 + 4)
     described = plan.describe()
     assert described["passes"][0]["n_blocks"] == [2, 1, 1]
@@ -263,7 +262,7 @@ class Tolerant(Smooth):
 def test_readings_for_statistics_are_counted(operators, dtype, n_scans):
     plan = make_plan(operators, (32, 32, 32), dtype)
     assert [p.n_scans for p in plan.passes] == n_scans
-    unscanned = sum(p.dtype.itemsize * p.n_voxels_read * (2 if p.makes_labels else 1) for p in plan.passes)
+    unscanned = sum(p.dtype.itemsize * p.n_voxels_read for p in plan.passes)
     scans = sum(n * p.dtype.itemsize * 32**3 for n, p in zip(n_scans, plan.passes, strict=True))
     assert plan.read_nbytes == unscanned + scans
 

@@ -20,7 +20,7 @@ from observing import DEADLINE, tree, wait_for
 
 import chunkrestore as cr
 from chunkrestore.cli import main
-from chunkrestore.jobs import tasks
+from chunkrestore.jobs import label_tasks, tasks
 from chunkrestore.jobs.ledger import ManifestMismatchError
 from chunkrestore.jobs.runner import BlockError
 from chunkrestore.psf import gaussian
@@ -306,7 +306,8 @@ def leave_unfinished(monkeypatch):
     """Run a job of which a task fails after so many blocks."""
 
     def run(task, n_blocks, *arguments, **options):
-        original, counter = getattr(tasks, task), itertools.count()
+        module = label_tasks if hasattr(label_tasks, task) else tasks
+        original, counter = getattr(module, task), itertools.count()
 
         def failing(*task_arguments):
             if next(counter) >= n_blocks:
@@ -314,7 +315,7 @@ def leave_unfinished(monkeypatch):
             return original(*task_arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(tasks, task, failing)
+            patch.setattr(module, task, failing)
             with pytest.raises(BlockError, match="OSError: disk is full"):
                 cr.run(*arguments, **options)
 
@@ -333,9 +334,13 @@ def test_a_job_killed_before_its_report_is_only_reported(tmp_path, monkeypatch, 
     image, expected, _ = undisturbed
     first = cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
     (journal_of(tmp_path / "out.zarr").parent / "report.json").unlink()
-    for task in ("process", "probe_seam", "detect", "paint", "downsample", "summarize"):
-        monkeypatch.delattr(tasks, task)
-    monkeypatch.setattr(tasks, "__getattr__", lambda name: None, raising=False)
+    for module, names in {
+        tasks: ("process", "probe_seam", "downsample", "summarize"),
+        label_tasks: ("detect", "links", "join_blocks", "find_roots", "number", "paint"),
+    }.items():
+        for name in names:
+            monkeypatch.delattr(module, name)
+        monkeypatch.setattr(module, "__getattr__", lambda name: None, raising=False)
     again = cr.run(chain(), image, tmp_path / "out.zarr", **BLOCKS)
     assert tree(tmp_path / "out.zarr") == expected
     assert again.n_done == 0

@@ -10,17 +10,15 @@ from skimage.filters import threshold_otsu
 from chunkrestore.grid import BlockGrid
 from chunkrestore.lazy import apply_labels
 from chunkrestore.operators.threshold import Threshold
-from chunkrestore.stitch.resolution import resolve_tables, within_reach
+from chunkrestore.stitch.objects import number_objects
 
 
 def label_in_blocks(operator, image, grid):
     tables = {block.index: operator.detect(image[block.read], block) for block in grid}
-    numbered = resolve_tables(operator, grid, tables)
+    objects = number_objects(operator, grid, tables)
     labels = np.zeros(image.shape, int)
     for block in grid:
-        labels[block.core] = operator.paint(
-            image[block.read], block, within_reach(grid, block.index, None, numbered)
-        )
+        labels[block.core] = operator.paint(block, objects.at(block.index))
     return labels
 
 

@@ -10,7 +10,7 @@ from observing import tree
 
 import chunkrestore as cr
 from chunkrestore.cli import main
-from chunkrestore.jobs import tasks
+from chunkrestore.jobs import label_tasks, tasks
 from chunkrestore.jobs.lock import LockedError
 from chunkrestore.jobs.run import retry_failed
 from chunkrestore.jobs.runner import BlockError
@@ -35,7 +35,8 @@ def image(tmp_path):
 @contextmanager
 def failing(task, items, error):
     """Make a task fail for chosen items."""
-    original = getattr(tasks, task)
+    module = label_tasks if hasattr(label_tasks, task) else tasks
+    original = getattr(module, task)
 
     def fail(item, *arguments):
         if item in items:
@@ -43,7 +44,7 @@ def failing(task, items, error):
         return original(item, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, task, fail)
+        patch.setattr(module, task, fail)
         yield
 
 

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 import chunkrestore
+from chunkrestore.jobs.labelling import Labelling
 from chunkrestore.jobs.ledger import Ledger, digest
+from chunkrestore.jobs.object_columns import ObjectColumns
+from chunkrestore.jobs.object_table import check_available, table_path
 from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
@@ -32,6 +35,7 @@ from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names
 from chunkrestore.ome_zarr.writer import unfinished_state
 from chunkrestore.operators.base import LabelOperator, Operator
+from chunkrestore.operators.stardist import StarDist
 
 _LIBRARIES = ("numpy", "scipy", "tensorflow", "csbdeep", "stardist")
 """Libraries whose version can change the numbers."""
@@ -55,6 +59,8 @@ class Job:
     """How the depth was found, if it was calibrated."""
     memory_nbytes: int | None = None
     """Peak of a task that blocks were sized for, if it was given."""
+    objects: str | None = None
+    """Whether a table of the objects is written, and with their shapes: ``"table"``, ``"shapes"`` or None."""
 
     @property
     def image_passes(self) -> tuple[Pass, ...]:
@@ -81,6 +87,10 @@ class Job:
         """Time points and channels."""
         return [(t, c) for t in range(self.plan.n_timepoints) for c in range(self.plan.n_channels)]
 
+    def volumes(self, work: Pass) -> list[Plane]:
+        """What a pass goes through: `planes`, or time points if it takes their channels together."""
+        return self.planes if work.n_channels == 1 else [(t, 0) for t in range(self.plan.n_timepoints)]
+
     def manifest(self) -> dict[str, Any]:
         """Return what identifies the result."""
         source = self.image.source(0).identity() | {"attributes_sha256": digest(self.image.attributes)}
@@ -88,6 +98,7 @@ class Job:
             "schema": 1,
             "input": source,
             "output": {"labels": self.label_name if self.label_pass else None, "version": self.version},
+            "objects": self.objects,
             "passes": [p.describe() for p in self.plan.passes],
             "calibration": self.calibration,
             "memory_nbytes": self.memory_nbytes,
@@ -114,10 +125,24 @@ class Job:
             raise ValueError(
                 f"`label_name` {self.label_name!r} must be made of letters, digits, '_', '-', '.' and spaces"
             )
+        self._check_objects()
         if self.image_passes:
             self._check_image_output(overwrite)
         else:
             self._check_labels_output(overwrite)
+
+    def _check_objects(self) -> None:
+        if self.objects is None:
+            return
+        if self.objects not in ("table", "shapes"):
+            raise ValueError(f"`objects` must be 'table', 'shapes' or None, got {self.objects!r}")
+        operator = self.plan.passes[-1].operators[-1]
+        if not isinstance(operator, StarDist):
+            raise ValueError(
+                f"`objects` {self.objects!r} is for objects that StarDist finds; {operator.name} finds none, leave it "
+                "out"
+            )
+        check_available()
 
     def _check_image_output(self, overwrite: bool) -> None:
         if stores.same(self.output, self.image.path):
@@ -162,11 +187,15 @@ class Job:
 
     def operators(self, position: int, numbers: Mapping[Plane, Numbers]) -> dict[Plane, tuple[Any, ...]]:
         """Return the operators of a pass for every plane, with the numbers of its volume filled in."""
-        first, *others = self.plan.passes[position].operators
-        return {
-            plane: (first.resolve(of_plane) if first.needs else first, *others)
-            for plane, of_plane in numbers.items()
-        }
+        work = self.plan.passes[position]
+        first, *others = work.operators
+        resolved = {}
+        for t, c in self.volumes(work):
+            of_volume: Mapping[Any, Any] = numbers[t, c]
+            if work.n_channels > 1:
+                of_volume = {k: tuple(numbers[t, i][k] for i in range(work.n_channels)) for k in of_volume}
+            resolved[t, c] = (first.resolve(of_volume) if first.needs else first, *others)
+        return resolved
 
     def execute(self, stages: Stages, *, overwrite: bool) -> None:
         """Do all stages that are not done yet."""
@@ -221,7 +250,8 @@ class Job:
         }
         _report_operators(stages, {plane: (operator,) for plane, operator in operators.items()})
         source = self._source(stages, position)
-        reaches = stages.objects(work, operators, source)
+        labelling = Labelling(stages, work.grid, operators, source)
+        labelling.find_objects()
         if overwrite:
             # Of a killed attempt to list the labels; nobody else writes to the store while we hold its lock.
             clean_partial(stores.join(self.output, "labels"))
@@ -232,10 +262,10 @@ class Job:
             lambda: create_labels(
                 self.output,
                 self.label_name,
-                dtype=stages.labels_dtype(self.planes),
+                dtype=labelling.labels_dtype(),
                 like=None if self.image_passes else self.image,
                 # One channel's objects are not objects of a channel: the axis goes, unless it is needed.
-                axes=self.image.axes if self.plan.n_channels > 1 else None,
+                axes=self.image.axes if len(self.volumes(work)) > self.plan.n_timepoints else None,
                 chunks=work.chunks,
                 shards=work.shards,
                 version=self.version if stores.is_free(self.output) else None,
@@ -243,12 +273,27 @@ class Job:
             ),
         )
         if writer is not None:
-            stages.paint(work, operators, reaches, source, writer.target(0))
+            labelling.paint(writer.target(0))
+            if self.objects is not None:
+                labelling.write_table(table_path(self.label_path), self._columns(operators), versions())
             stages.pyramid("labels_pyramid", writer)
             self._publish(stages, "labels", writer)
         elif self.label_name not in label_names(self.output):
             _list_labels(self.label_path)
         stages.report.outputs.append(self.label_path)
+
+    def _columns(self, operators: Mapping[Plane, StarDist]) -> ObjectColumns:
+        """Return what the table of the objects tells."""
+        operator = next(iter(operators.values()))
+        return ObjectColumns(
+            self.image.spatial_shape,
+            self.image.voxel_size if self.image.calibrated else None,
+            self.image.translation,
+            predicted=True,
+            n_classes=operator.n_classes,
+            rays=operator.rays if self.objects == "shapes" else None,
+            lattice=operator.rescale,
+        )
 
     def image_path(self, ledger: Ledger, position: int) -> str:
         """Return the store that an image pass writes: the output, or scratch in the job's folder."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from chunkrestore.grid import Block, BlockGrid
 from chunkrestore.jobs.tasks import chain
-from chunkrestore.operators.base import LabelOperator, Operator
+from chunkrestore.operators.base import LabelOperator, Operator, channels_of
 from chunkrestore.operators.deconvolution import Deconvolution
 from chunkrestore.operators.network import NetworkOperator
 
@@ -52,6 +52,11 @@ class Pass:
     def makes_labels(self) -> bool:
         """Whether the pass ends in labels."""
         return isinstance(self.operators[-1], LabelOperator)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that one block holds: 1, or all of them for an operator that takes them together."""
+        return channels_of(self.operators[0])
 
     @property
     def has_seams(self) -> bool:
@@ -109,8 +114,7 @@ class Pass:
     @property
     def read_nbytes(self) -> int:
         """Bytes of voxels read for one time point and channel: scans, blocks with halos, and levels below others."""
-        paints = isinstance(self.operators[-1], LabelOperator) and self.operators[-1].paint_reads_image
-        own = self.n_scans * math.prod(self.grid.shape) + (1 + paints) * self.n_voxels_read
+        own = self.n_scans * math.prod(self.grid.shape) + self.n_voxels_read
         return self.dtype.itemsize * own + _ITEMSIZE * sum(map(math.prod, self.levels[:-1]))
 
     @property
@@ -137,7 +141,7 @@ class Pass:
         """Peak bytes of a worker: one block computes, the next one is read and the one before is written."""
         core = central_block(self.grid.shape, self.block_shape)
         read = self.blocks(core)[0].read_shape
-        waiting = 2 * (self.dtype.itemsize * math.prod(read) + _ITEMSIZE * math.prod(core.core_shape))
+        waiting = 2 * (self.n_channels * self.dtype.itemsize * math.prod(read) + _ITEMSIZE * math.prod(core.core_shape))
         return self.memory_nbytes + waiting
 
     def describe(self) -> dict[str, Any]:

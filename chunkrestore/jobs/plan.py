@@ -13,7 +13,7 @@ from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import cutting
 from chunkrestore.jobs.passes import Pass, format_nbytes, peak_nbytes, times
 from chunkrestore.ome_zarr.layout import CHUNK_LENGTH, default_pyramid
-from chunkrestore.operators.base import LabelOperator, Operator
+from chunkrestore.operators.base import LabelOperator, Operator, channels_of
 
 MEMORY_NBYTES = 2 * 2**30
 """Peak memory per worker that blocks are sized for by default. A constant and not what happens to be free:
@@ -52,10 +52,14 @@ class Plan:
         """Time points times channels: volumes that are processed one by one."""
         return self.n_timepoints * self.n_channels
 
+    def n_volumes(self, work: Pass) -> int:
+        """Return how many volumes a pass goes through: fewer than `n_planes` if it takes channels together."""
+        return self.n_planes // work.n_channels
+
     @property
     def n_blocks(self) -> int:
         """Blocks of all passes, time points and channels."""
-        return self.n_planes * sum(len(p.grid) for p in self.passes)
+        return sum(self.n_volumes(p) * len(p.grid) for p in self.passes)
 
     @property
     def read_nbytes(self) -> int:
@@ -65,7 +69,7 @@ class Plan:
     @property
     def written_nbytes(self) -> int:
         """Bytes of voxels written by all passes, scratch and pyramids included, before compression."""
-        return self.n_planes * sum(p.written_nbytes for p in self.passes)
+        return sum(self.n_volumes(p) * p.written_nbytes for p in self.passes)
 
     @property
     def disk_nbytes(self) -> int:
@@ -73,7 +77,7 @@ class Plan:
 
         Tables of labels come on top: a few hundred bytes per object.
         """
-        return self.largest_on_disk([self.n_planes * p.written_nbytes for p in self.passes])
+        return self.largest_on_disk([self.n_volumes(p) * p.written_nbytes for p in self.passes])
 
     def largest_on_disk(self, nbytes: Iterable[int]) -> int:
         """Return the most bytes that lie on disk at once if every pass writes as many as given.
@@ -180,6 +184,11 @@ def make_plan(
     operators = [with_depth(operator, depth, len(shape)) for operator in _checked_order(operators)]
     for operator, kind in zip(operators, dtypes, strict=True):
         operator.check(shape, kind)
+        if channels_of(operator) not in (1, n_channels):
+            raise ValueError(
+                f"{operator.name} takes {channels_of(operator)} channels together, but the image has {n_channels}; "
+                "choose as many with `channel` (--channel), in the model's order"
+            )
     block_shape = _lengths("block_shape", block_shape, shape)
     shards = _lengths("shards", shards, shape)
     passes: list[Pass] = []

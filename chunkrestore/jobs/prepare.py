@@ -39,6 +39,7 @@ class Options:
     label_name: str
     version: str
     shards: Sequence[int] | None
+    objects: str | None = None
 
 
 def plan(

@@ -22,6 +22,7 @@ from chunkrestore.ome_zarr.layout import level_chunks
 from chunkrestore.ome_zarr.pyramid import downsample_labels, downsample_mean
 from chunkrestore.ome_zarr.writer import COMPRESSIONS
 from chunkrestore.operators.base import LabelOperator, PilotOperator, Table
+from chunkrestore.stitch.objects import number_objects
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import RegionReader
@@ -119,7 +120,8 @@ class _Probing:
         if "pilot" in first.needs and isinstance(first, PilotOperator):
             numbers["pilot"] = self._pilot(first, numbers)
         if first.needs:
-            first = first.resolve(numbers)
+            n = self.work.n_channels
+            first = first.resolve(numbers if n == 1 else {name: (value,) * n for name, value in numbers.items()})
         if isinstance(first, LabelOperator):
             return self._labels(first)
         return self._image([first, *others])
@@ -198,29 +200,35 @@ class _Probing:
         return stage
 
     def _labels(self, operator: LabelOperator) -> list[np.ndarray]:
-        cold = _seconds(operator.detect, self._reads[0](self._blocks[0].read), self._blocks[0])
+        cold = _seconds(operator.detect, self._channels(self._reads[0], self._blocks[0]), self._blocks[0])
         detect = self._stage("detect", n_voxels=self.work.n_voxels_read)
-        paint = self._stage("paint", n_voxels=self.work.n_voxels_read)
+        paint = self._stage("paint")
         pyramid = self._pyramid_stage("labels_pyramid")
         results: list[np.ndarray] = []
         for block, read in zip(self._blocks, self._reads, strict=True):
             started = time.perf_counter()
-            image = read(block.read)
+            image = self._channels(read, block)
             read_seconds = time.perf_counter() - started
             table = operator.detect(image, block)
-            survivors = operator.survivors(table)
+            # Decided, measured and numbered as if the block were alone, which is most of that work.
+            objects = number_objects(operator, self.work.grid, {block.index: table})
             seconds = time.perf_counter() - started
             if not results:
                 self.found.warm_up_seconds = max(cold - (seconds - read_seconds), 0.0)
             detect.add(seconds, _n_voxels(block.read))
-            numbered = operator.number({block.index: survivors})[block.index]
             started = time.perf_counter()
-            labels = operator.paint(image if operator.paint_reads_image else None, block, numbered)
-            seconds = time.perf_counter() - started + read_seconds * operator.paint_reads_image
-            paint.add(seconds + self._store(labels, pyramid), _n_voxels(block.read))
-            self.found.table_nbytes.append(sum(map(_table_nbytes, (table, survivors, numbered))))
+            own = objects.at(block.index)
+            labels = operator.paint(block, own)
+            seconds = time.perf_counter() - started
+            paint.add(seconds + self._store(labels, pyramid), _n_voxels(block.core))
+            self.found.table_nbytes.append(sum(map(_table_nbytes, (table, *own))))
             results.append(labels)
         return results
+
+    def _channels(self, read: Read, block: Block) -> np.ndarray:
+        """Return what a label operator gets: for one that takes several channels, the first one for each."""
+        n = self.work.n_channels
+        return read(block.read) if n == 1 else np.stack([read(block.read)] * n, axis=-1)
 
     def _pyramid_stage(self, name: str) -> StageProbe | None:
         """Begin the stage that makes levels, counted in voxels of the level below each."""

@@ -62,6 +62,7 @@ def run(
     overwrite: bool = False,
     version: str = "0.5",
     shards: Sequence[int] | None = None,
+    objects: str | None = None,
     profile: Store | None = None,
     work_folder: Store | None = None,
     page: bool = False,
@@ -117,6 +118,10 @@ def run(
         OME-Zarr version of a new store, ``"0.5"`` or ``"0.4"``.
     shards
         Voxels per spatial axis that are stored as one file; chunks by default. Blocks are cut on shards.
+    objects
+        ``"table"`` writes a row per object beside its labels, ``labels/NAME/objects.parquet``: centroid, volume,
+        probability, class, bounding box (`chunkrestore.jobs.object_columns`). ``"shapes"`` adds the polyhedra
+        or polygons themselves. For objects that StarDist finds; needs pyarrow.
     profile
         File that describes a cluster (`chunkrestore.cluster.read_profile`).
     work_folder
@@ -151,7 +156,7 @@ def run(
     target = writable(location(output))
     work = work_folder_of(target, work_folder)
     folder = work / job_name(several, label_name)
-    options = Options(block_shape, depth, calibrate, memory, device, label_name, version, shards)
+    options = Options(block_shape, depth, calibrate, memory, device, label_name, version, shards, objects)
     prepare = partial(_prepared, several, image, target, Ledger(folder), options, n_workers, overwrite)
     # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
     early = None if cluster == "auto" and in_allocation() else prepare()
@@ -267,7 +272,9 @@ def _prepared(
         calibration = earlier.get("calibration") or calibrated(chain, image)
         chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
     made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards)
-    job = Job(made, image, output, options.label_name, options.version, calibration, nbytes)
+    job = Job(
+        made, image, output, options.label_name, options.version, calibration, nbytes, options.objects
+    )
     _check(job, ledger, overwrite)
     to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
     return job

@@ -5,11 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
 
 from chunkrestore import statistics
 from chunkrestore.grid import BlockGrid
@@ -20,8 +17,7 @@ from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.report import Seam
 from chunkrestore.jobs.runner import Arguments, BlockError
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, pyramid_blocks
-from chunkrestore.operators.base import ImageOperator, LabelOperator
-from chunkrestore.stitch.resolution import neighbours, resolve
+from chunkrestore.operators.base import ImageOperator
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
@@ -39,27 +35,12 @@ _PROBE_HALF_WIDTH = 8
 """Voxels on each side of a probed block border; errors of a cut decay within a few voxels."""
 
 
-@dataclass(frozen=True)
-class Survivors:
-    """What stands for one block's decisions on disk; equal if the decisions are."""
-
-    n_round: int = field(compare=False)
-    """Round whose file holds them."""
-    digest: str
-    """SHA-256 of the surviving rows."""
-
-
 @dataclass
 class Stages(Conductor):
     """The stages of a job, in terms of operators and stores."""
 
     device: str = "cpu"
     """Where deconvolution runs."""
-
-    @property
-    def tables(self) -> Path:
-        """Folder of the tables that label operators exchange."""
-        return self.ledger.folder / "tables"
 
     def statistics(
         self, source: RegionReader, grid: BlockGrid, planes: Sequence[Plane], needs: frozenset[float | str]
@@ -171,98 +152,6 @@ class Stages(Conductor):
         }
         self.run(name, list(regions), tasks.downsample, lambda item: (writer, regions[item]))
 
-    def objects(
-        self, work: Pass, operators: Mapping[Plane, LabelOperator], source: RegionReader
-    ) -> dict[Plane, int | None]:
-        """Detect, settle and number the objects of all planes; return the reach of each plane."""
-        detected = self.run(
-            "detect",
-            Items(work.grid, tuple(operators)),
-            tasks.detect,
-            lambda item: (source, work.grid, operators[item[0], item[1]], self.tables),
-        )
-        reaches: dict[Plane, int | None] = {}
-        for plane, operator in operators.items():
-            own = {item[2:]: detected[item] for item in Items(work.grid, (plane,))}
-            known = [payload["reach"] for payload in own.values() if payload["reach"] is not None]
-            reaches[plane] = max(known) if known else None
-            if self.ledger.value(_objects(plane)) is None:
-                self._number(plane, operator, self._settle(plane, operator, work.grid, reaches[plane], own))
-        counts = [self.ledger.value(_objects(plane)) for plane in operators]
-        self.report.n_objects = sum(count["n_objects"] for count in counts)
-        rounds = [count["n_rounds"] for count in counts if count["n_rounds"] is not None]
-        self.report.n_rounds = max(rounds, default=None)
-        return reaches
-
-    def _settle(
-        self,
-        plane: Plane,
-        operator: LabelOperator,
-        grid: BlockGrid,
-        reach: int | None,
-        detected: Mapping[Index, Any],
-    ) -> tuple[dict[Index, Survivors], int | None]:
-        """Return the surviving objects of every block, and in how many rounds they were found."""
-        present = {index: Survivors(**payload["survivors"]) for index, payload in detected.items()}
-        if reach is None:
-            return present, None
-        rounds = itertools.count(1)
-
-        def settle(indices: Sequence[Index], current: Mapping[Index, Survivors]) -> dict[Index, Survivors]:
-            n_round = next(rounds)
-            results = self.run(
-                f"settle-{plane[0]}.{plane[1]}-{n_round}",
-                [(*plane, *index) for index in indices],
-                tasks.settle,
-                lambda item: (
-                    grid.block(item[2:]),
-                    operator,
-                    self.tables,
-                    {other: current[other].n_round for other in neighbours(grid, item[2:], reach)},
-                    n_round,
-                ),
-            )
-            return {item[2:]: Survivors(**payload) for item, payload in results.items()}
-
-        return resolve(grid, reach, present, settle)
-
-    def _number(
-        self, plane: Plane, operator: LabelOperator, settled: tuple[Mapping[Index, Survivors], int | None]
-    ) -> None:
-        """Give the objects of a plane their ids."""
-        present, n_rounds = settled
-        with self.timed("number"):
-            tables = {
-                index: tasks.load_table(self.tables, f"survivors-{survivors.n_round}", (*plane, *index))
-                for index, survivors in present.items()
-            }
-            numbered = operator.number(tables)
-            for index, table in numbered.items():
-                tasks.save_table(self.tables, "numbered", (*plane, *index), table)
-        n_objects = max((int(table["ids"].max(initial=0)) for table in numbered.values()), default=0)
-        self.ledger.decide(_objects(plane), {"n_objects": n_objects, "n_rounds": n_rounds})
-
-    def labels_dtype(self, planes: Sequence[Plane]) -> np.dtype[Any]:
-        """Return int32, or int64 where the numbers of objects need it."""
-        largest = max(self.ledger.value(_objects(plane))["n_objects"] for plane in planes)
-        return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
-
-    def paint(
-        self,
-        work: Pass,
-        operators: Mapping[Plane, LabelOperator],
-        reaches: Mapping[Plane, int | None],
-        source: RegionReader,
-        target: RegionWriter,
-    ) -> None:
-        """Paint the labels of every block."""
-
-        def arguments(item: Item) -> tuple[Any, ...]:
-            plane = item[0], item[1]
-            return source, work.grid, operators[plane], self.tables, reaches[plane], target
-
-        self.run("paint", Items(work.grid, tuple(operators)), tasks.paint, arguments)
-
 
 @dataclass(frozen=True)
 class Items(Collection[Item]):
@@ -291,11 +180,6 @@ class Items(Collection[Item]):
             and len(item) == 2 + len(self.grid.n_blocks)
             and all(0 <= i < n for i, n in zip(item[2:], self.grid.n_blocks, strict=True))
         )
-
-
-def _objects(plane: Plane) -> str:
-    """Return under which name the ledger keeps the number of objects of a plane."""
-    return f"objects-{plane[0]}.{plane[1]}"
 
 
 def _border_centres(grid: BlockGrid) -> dict[Index, int]:

@@ -1,17 +1,15 @@
 """What workers do: one function per kind of task, each complete in itself and safe to repeat.
 
-Every task reads from a store or from tables on disk, computes, writes whole write units, and returns a
-few numbers. Nothing stays in a worker's memory between tasks but loaded models and transformed PSFs.
+Those of a label pass are in `chunkrestore.jobs.label_tasks`. Every task reads from a store, computes, writes whole
+write units, and returns a few numbers. Nothing stays in a worker's memory between tasks but loaded models and
+transformed PSFs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +20,8 @@ from chunkrestore.grid import Block, BlockGrid, Slices
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.jobs.phases import computing, phase
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, reduce_block, source_of
-from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator, PilotOperator, Table
+from chunkrestore.operators.base import ImageOperator, Operator, PilotOperator
 from chunkrestore.operators.deconvolution import Deconvolution
-from chunkrestore.stitch.resolution import concatenate, neighbours
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
@@ -180,7 +177,7 @@ def process(
     )
     if not np.isfinite(result).all():
         raise FloatingPointError(f"{block}: the result holds NaN or infinite voxels")
-    return _write(item, target, block.core, result) | {"n_parts": n_parts}
+    return write(item, target, block.core, result) | {"n_parts": n_parts}
 
 
 def probe_seam(
@@ -214,71 +211,13 @@ def _deepened(operator: Any, shape: Sequence[int]) -> Any:
     return replace(operator, depth=tuple(2 * d for d in operator.halo(shape).depth))
 
 
-def detect(
-    item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path
-) -> dict[str, Any]:
-    """Find the objects of one core and keep their table on disk."""
-    t, c, *index = item
-    block = grid.block(index)
-    with phase("read"):
-        image = source.read(t, c, block.read)
-    with computing():
-        table = operator.detect(image, block)
-    save_table(folder, "detected", item, table)
-    return {
-        "reach": operator.reach([table]),
-        "survivors": _save_survivors(folder, item, operator.survivors(table), 0),
-    }
-
-
-def settle(
-    item: Item,
-    block: Block,
-    operator: LabelOperator,
-    folder: Path,
-    present: Mapping[Index, int],
-    n_round: int,
-) -> dict[str, Any]:
-    """Decide one block's objects against its neighbours' survivors; `present` tells of which round those are."""
-    t, c, *_ = item
-    with phase("read"):
-        own = load_table(folder, "detected", item)
-        others = concatenate(
-            load_table(folder, f"survivors-{r}", (t, c, *index)) for index, r in present.items()
-        )
-    with computing():
-        settled = operator.settle(own, others, block)
-    return _save_survivors(folder, item, operator.survivors(settled), n_round)
-
-
-def paint(
-    item: Item,
-    source: RegionReader,
-    grid: BlockGrid,
-    operator: LabelOperator,
-    folder: Path,
-    reach: int | None,
-    target: RegionWriter,
-) -> dict[str, int]:
-    """Paint the labels of one core and write them; return the checksum of what was written."""
-    t, c, *index = item
-    block = grid.block(index)
-    near = [tuple(index)] if reach is None else [tuple(index), *neighbours(grid, tuple(index), reach)]
-    with phase("read"):
-        numbered = concatenate(load_table(folder, "numbered", (t, c, *i)) for i in near)
-        image = source.read(t, c, block.read) if operator.paint_reads_image else None
-    with computing():
-        labels = operator.paint(image, block, numbered)
-    return _write(item, target, block.core, labels.astype(target.dtype, casting="safe", copy=False))
-
-
 def downsample(item: Item, writer: ImageWriter, region: PyramidBlock) -> dict[str, int]:
     """Compute one region of a pyramid level from the level below; return the checksum of what was written."""
     with phase("read"):
         below = writer.target(region.level - 1).read(region.t, region.c, source_of(writer, region))
     with computing():
         reduced = reduce_block(writer, region, below)
-    return _write(item, writer.target(region.level), region.slices, reduced)
+    return write(item, writer.target(region.level), region.slices, reduced)
 
 
 def checksum(item: Item, written: RegionReader, region: Slices) -> int:
@@ -287,7 +226,8 @@ def checksum(item: Item, written: RegionReader, region: Slices) -> int:
     return _checksum(written.read(t, c, region))
 
 
-def _write(item: Item, target: RegionWriter, region: Slices, array: np.ndarray) -> dict[str, int]:
+def write(item: Item, target: RegionWriter, region: Slices, array: np.ndarray) -> dict[str, int]:
+    """Write a region; return the checksum of what was written."""
     t, c, *_ = item
     with phase("write"):
         target.write(t, c, region, array)
@@ -297,31 +237,3 @@ def _write(item: Item, target: RegionWriter, region: Slices, array: np.ndarray) 
 def _checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of an array's values, independent of its layout and of the machine's byte order."""
     return zlib.crc32(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-
-
-def save_table(folder: Path, kind: str, item: Item, table: Table) -> None:
-    """Write a table whole or not at all."""
-    path = _table_path(folder, kind, item)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        np.savez(file, allow_pickle=False, **table)
-    os.replace(partial, path)
-
-
-def load_table(folder: Path, kind: str, item: Item) -> Table:
-    """Read a table."""
-    with np.load(_table_path(folder, kind, item), allow_pickle=False) as stored:
-        return dict(stored)
-
-
-def _save_survivors(folder: Path, item: Item, table: Table, n_round: int) -> dict[str, Any]:
-    save_table(folder, f"survivors-{n_round}", item, table)
-    content = hashlib.sha256()
-    for key in sorted(table):
-        content.update(key.encode() + np.ascontiguousarray(table[key]).tobytes())
-    return {"n_round": n_round, "digest": content.hexdigest()}
-
-
-def _table_path(folder: Path, kind: str, item: Item) -> Path:
-    return folder / kind / f"{'.'.join(map(str, item))}.npz"

@@ -1,8 +1,8 @@
 """What every operator offers, whoever drives it: eager code, the lazy layer or a job.
 
-An *image operator* maps one block to one block; a *label operator* maps a volume to instance labels in
-four steps (detect, settle, number, paint), of which all but `number` work on one block. Both are frozen
-dataclasses: parameters in, numbers out, no state.
+An *image operator* maps one block to one block; a *label operator* maps a volume to instance labels in steps
+that work on one block each, with tables of its neighbours. Both are frozen dataclasses: parameters in, numbers
+out, no state.
 
 Nothing that depends on the data is decided inside a block. An operator that needs such a number lists it
 in ``needs``: a float is a percentile of the whole volume and channel, a string is ``"mean"`` or ``"otsu"``.
@@ -14,7 +14,7 @@ needs ``"pilot"`` computes that one itself, from a few regions of the volume tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from chunkrestore.statistics import ACCEPTED_DTYPES
 
 if TYPE_CHECKING:
-    from chunkrestore.grid import Block, Halo, Slices
+    from chunkrestore.grid import Block, BlockGrid, Halo, Slices
 
 Array: TypeAlias = Any
 """An array of NumPy, CuPy or another array-API namespace."""
@@ -31,7 +31,7 @@ Statistic: TypeAlias = float | str
 """A percentile (0 to 100), ``"mean"``, ``"otsu"`` or ``"pilot"``."""
 
 Table: TypeAlias = dict[str, np.ndarray]
-"""What label steps exchange: a few named arrays, small beside the block, saved as one ``.npz``."""
+"""What label steps exchange: a few named arrays, one row per object, saved as one ``.npz``."""
 
 
 @runtime_checkable
@@ -104,35 +104,84 @@ def numbers_of(
 
 @runtime_checkable
 class LabelOperator(Operator, Protocol):
-    """An operator whose result is instance labels (0 = background), in four steps."""
+    """An operator whose result is instance labels (0 = background).
 
-    @property
-    def paint_reads_image(self) -> bool:
-        """Whether `paint` needs the image of the block again."""
+    It is one of two kinds, which differ in what happens between `detect` and `paint`: objects that compete
+    across blocks (`SettlingOperator`), or parts of objects that are joined across blocks (`JoiningOperator`).
+    """
 
     def __call__(self, image: Array) -> np.ndarray:
         """Segment a whole volume in one piece; an unresolved operator resolves itself on it."""
 
     def detect(self, image: Array, block: Block) -> Table:
-        """Step 1, per block: find what the core holds. `image` covers ``block.read``."""
+        """Find what the core holds. `image` covers ``block.read``."""
 
-    def reach(self, tables: Sequence[Table]) -> int | None:
-        """Return how many voxels around a core another block's table matters; None: no `settle` needed."""
+    def paint(self, block: Block, numbered: Sequence[Table]) -> np.ndarray:
+        """Return the labels of the core (int32, or int64 when ids need it).
+
+        `numbered` are tables with ``ids`` (int64): of this block and those whose objects can show in it, an id for
+        every row (settling), or of this block alone, an id for every local label (joining). Blocks without objects have
+        none.
+        """
+
+
+@runtime_checkable
+class SettlingOperator(LabelOperator, Protocol):
+    """A label operator whose candidates compete, also with those of other blocks."""
+
+    def decide(self, table: Table) -> Table:
+        """Decide which of a block's candidates survive among themselves; reads no image and uses no device."""
+
+    def radius(self, table: Table) -> float | None:
+        """Return how far any row reaches around its point, in voxels, rounding included; None without rows.
+
+        Two rows can meet, and a row can show in a core, only where less than the sum of their reaches lies between.
+        """
 
     def settle(self, own: Table, others: Table, block: Block) -> Table:
-        """Step 2, per block, repeated until nothing changes: decide `own` in the light of `others`."""
+        """Decide `own` again in the light of the survivors of `others`; repeated until nothing changes."""
 
     def survivors(self, table: Table) -> Table:
         """Return the part of a table that other blocks must see; two equal results mean "no change"."""
 
-    def number(self, tables: Mapping[tuple[int, ...], Table]) -> dict[tuple[int, ...], Table]:
-        """Step 3, once: give global ids, by position, independent of the grid. Returns a table per block."""
+    def measure(self, own: Table, others: Table, block: Block) -> Table:
+        """Return those survivors of `own` that show, with ``key`` (int64, see `chunkrestore.stitch.numbering`)."""
 
-    def paint(self, image: Array | None, block: Block, numbered: Table) -> np.ndarray:
-        """Step 4, per block: return the labels of the core (int32, or int64 when ids need it).
 
-        `numbered` is the concatenation of the numbered tables of the block and of every block within reach.
+@runtime_checkable
+class JoiningOperator(LabelOperator, Protocol):
+    """A label operator whose blocks are labelled each for itself; labels of one object are then joined.
+
+    Its tables, from `show` if that is needed and otherwise from `detect`, have ``key`` (int64): per local label the
+    raster index in the volume of its first voxel in the core; and ``runs``, which a block needs to paint itself and no
+    other block looks at. Reaches are in blocks: steps of the index, the largest of all axes.
+    """
+
+    def show_reach(self, grid: BlockGrid) -> int:
+        """How far away blocks are whose tables `show` needs; 0 if there is nothing to show."""
+
+    def show(self, own: Table, others: Sequence[Table], block: Block) -> Table:
+        """Return what the core shows, of objects of this block and of `others`, all that have any around it."""
+
+    def link_reach(self, grid: BlockGrid) -> int:
+        """How far away blocks can be whose labels are of the same object."""
+
+    def links(self, own: Table, other: Table, block: Block, other_block: Block) -> np.ndarray:
+        """Return which labels of two blocks are one object: int64 (n, 2), key of the own and of the other one.
+
+        The other block finds the same pairs. Tables come without ``runs``.
         """
+
+
+def channels_of(operator: Operator) -> int:
+    """Return how many channels `operator` takes together; with more than 1 they are the last axis of its image."""
+    return int(getattr(operator, "n_channels", 1))
+
+
+def concatenate(tables: Iterable[Table]) -> Table:
+    """Join tables row by row; an empty mapping if there are none."""
+    parts = list(tables)
+    return {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
 
 
 def check_image(shape: Sequence[int], dtype: np.dtype[Any], *, ndim: Sequence[int] = (2, 3)) -> None:

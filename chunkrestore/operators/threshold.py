@@ -10,8 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from chunkrestore.backend import to_numpy
-from chunkrestore.grid import Block, Halo
-from chunkrestore.kernels.components import component_table, label_mask, number_components
+from chunkrestore.grid import Block, BlockGrid, Halo
+from chunkrestore.kernels.components import label_mask, surface_table, touching_links
+from chunkrestore.kernels.label_runs import unpack
 from chunkrestore.operators.base import Array, Table, check_image, labels_dtype
 from chunkrestore.statistics import of_array
 
@@ -42,7 +43,6 @@ class Threshold:
     connectivity: int = 1
 
     name = "threshold"
-    paint_reads_image = True
 
     def __post_init__(self) -> None:
         if self.value is not None and not np.isfinite(self.value):
@@ -70,53 +70,48 @@ class Threshold:
         return Halo((0,) * len(shape))
 
     def memory_nbytes(self, read_shape: Sequence[int]) -> int:
-        """Image (at most 4 bytes per voxel), mask, int32 labels and their mapped copy, surface mask."""
-        return 4 * 5 * math.prod(read_shape)
+        """Return the peak of `detect` on noise, where every voxel is a run: labels, runs, their packed form."""
+        return 4 * 12 * math.prod(read_shape)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the parameters."""
         return {"operator": self.name, "value": self.value, "connectivity": self.connectivity}
 
     def detect(self, image: Array, block: Block) -> Table:
-        """Label the core; return its components' first voxels and surface."""
-        labels, n_objects = self._label(image, block)
-        return component_table(labels, n_objects, block.core, block.volume_shape) | {
-            "shape": np.array([block.volume_shape], np.int64)
-        }
+        """Label the core; return its components and their surface."""
+        return surface_table(self._label(image, block), block)
 
-    def reach(self, tables: Sequence[Table]) -> int | None:
-        """None: components are joined in one step when they are numbered."""
-        return None
+    def show_reach(self, grid: BlockGrid) -> int:
+        """Return 0: a core shows its own components."""
+        return 0
 
-    def settle(self, own: Table, others: Table, block: Block) -> Table:
-        """Nothing is left to decide."""
+    def show(self, own: Table, others: Sequence[Table], block: Block) -> Table:
+        """Return `own`."""
         return own
 
-    def survivors(self, table: Table) -> Table:
-        """Return the whole table: it is small."""
-        return table
+    def link_reach(self, grid: BlockGrid) -> int:
+        """Return 1: components are linked where cores touch."""
+        return 1
 
-    def number(self, tables: Mapping[tuple[int, ...], Table]) -> dict[tuple[int, ...], Table]:
-        """Join components across blocks and number them in raster order of their first voxels."""
-        shape = tuple(int(n) for n in next(iter(tables.values()))["shape"][0])
-        numbered = number_components(tables, shape, self.connectivity)
-        return {index: {"ids": ids} for index, ids in numbered.items()}
+    def links(self, own: Table, other: Table, block: Block, other_block: Block) -> np.ndarray:
+        """Return which components of two blocks have voxels that are neighbours."""
+        return touching_links(own, other, block, other_block, self.connectivity)
 
-    def paint(self, image: Array | None, block: Block, numbered: Table) -> np.ndarray:
-        """Label the core again and give every component its global id."""
-        labels, _ = self._label(image, block)
-        ids = np.concatenate([[0], numbered["ids"]])
-        return ids.astype(labels_dtype(numbered["ids"]))[labels]
+    def paint(self, block: Block, numbered: Sequence[Table]) -> np.ndarray:
+        """Return the core with the id of its object in every voxel."""
+        if not numbered:
+            return np.zeros(block.core_shape, np.int32)
+        (own,) = numbered
+        return unpack(own["runs"], block.core_shape, own["ids"].astype(labels_dtype(own["ids"])))
 
     def __call__(self, image: Array) -> np.ndarray:
         """Segment a whole volume in one piece."""
         self.check(image.shape, image.dtype)
         operator = self.resolve(of_array(image, self.needs)) if self.needs else self
-        block = Block.whole(image.shape)
-        numbered = operator.number({block.index: operator.detect(image, block)})
-        return operator.paint(image, block, numbered[block.index])
+        labels = operator._label(image, Block.whole(image.shape))
+        return labels.astype(labels_dtype(labels), copy=False)
 
-    def _label(self, image: Array, block: Block) -> tuple[np.ndarray, int]:
+    def _label(self, image: Array, block: Block) -> np.ndarray:
         if self.value is None:
             raise ValueError("`value` is not decided; call `resolve` with the statistics of the whole volume")
-        return label_mask(to_numpy(image)[block.trim] > self.value, self.connectivity)
+        return label_mask(to_numpy(image)[block.trim] > self.value, self.connectivity)[0]

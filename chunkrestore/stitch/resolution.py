@@ -1,25 +1,24 @@
-"""From tables of blocks to globally numbered objects, for any label operator.
+"""Rounds of decisions across blocks: every block decides again until none changes.
 
-A label operator decides per block; what it decides may depend on the neighbours' decisions. `resolve`
-repeats those decisions until nothing changes: every block sees its neighbours' survivors of the round
-before (a Jacobi iteration), and only blocks whose neighbours changed decide again. The last round changes
+A label operator whose objects compete decides per block; what it decides may depend on what survives around the
+block. `resolve` repeats those decisions until nothing changes: every block sees its neighbours' survivors of the
+round before (a Jacobi iteration), and only blocks whose neighbours changed decide again. The last round changes
 nothing, which is the certificate that all decisions agree.
 
-The functions that do the deciding are handed in, so the same loop serves tables in memory (here) and
-tables on disk, decided by tasks on a cluster (`chunkrestore.jobs`).
+The functions that do the deciding are handed in, so the same loop serves tables in memory
+(`chunkrestore.stitch.objects`) and tables on disk, decided by tasks on a cluster (`chunkrestore.jobs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from chunkrestore.grid import BlockGrid
-from chunkrestore.operators.base import LabelOperator, Table
 
 Index = tuple[int, ...]
+Key = TypeVar("Key", bound=Hashable)
 Survivors = TypeVar("Survivors")
 
 _MAX_ROUNDS = 10_000
@@ -33,26 +32,57 @@ def neighbours(grid: BlockGrid, index: Index, reach: int) -> list[Index]:
     return [other for other in grid.indices_meeting(region) if other != tuple(index)]
 
 
-def concatenate(tables: Iterable[Table]) -> Table:
-    """Join tables row by row; an empty mapping if there are none."""
-    parts = list(tables)
-    return {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
-
-
-def resolve(
-    grid: BlockGrid,
-    reach: int,
-    survivors: Mapping[Index, Survivors],
-    settle: Callable[[Sequence[Index], Mapping[Index, Survivors]], Mapping[Index, Survivors]],
-) -> tuple[dict[Index, Survivors], int]:
-    """Repeat block decisions until none changes.
+class Reaches:
+    """How far the objects of every block reach, and so which blocks' objects can meet.
 
     Parameters
     ----------
     grid
         The blocks.
-    reach
-        Distance in voxels over which a decision can depend on another block.
+    radii
+        For every block that has objects, how far any of them reaches around its point, in voxels. Blocks without
+        objects are left out, and near none.
+
+    Notes
+    -----
+    Radii are kept per block: one giant makes its own surroundings large, not those of every block.
+    """
+
+    def __init__(self, grid: BlockGrid, radii: Mapping[Index, float]) -> None:
+        self._grid = grid
+        self._radii = radii
+        self._largest = max(radii.values(), default=0.0)
+
+    def rivals(self, index: Index) -> list[Index]:
+        """Return the other blocks with an object that can meet one of this block's."""
+        return self._near(index, self._radii[index]) if index in self._radii else []
+
+    def visitors(self, index: Index) -> list[Index]:
+        """Return the other blocks with an object that can show in this block's core."""
+        return self._near(index, 0.0)
+
+    def _near(self, index: Index, own_reach: float) -> list[Index]:
+        core = self._grid.block(index).core
+        found = []
+        for other in neighbours(self._grid, index, math.ceil(own_reach + self._largest)):
+            there = self._grid.block(other).core
+            gap = max(max(a.start - b.stop, b.start - a.stop) for a, b in zip(core, there, strict=True))
+            if other in self._radii and gap < own_reach + self._radii[other]:
+                found.append(other)
+        return found
+
+
+def resolve(
+    near: Callable[[Key], Sequence[Key]],
+    survivors: Mapping[Key, Survivors],
+    settle: Callable[[Sequence[Key], Mapping[Key, Survivors]], Mapping[Key, Survivors]],
+) -> tuple[dict[Key, Survivors], int]:
+    """Repeat block decisions until none changes.
+
+    Parameters
+    ----------
+    near
+        Gives the other blocks that a block's decisions can depend on; symmetric.
     survivors
         For every block, something that stands for its present decisions; compared with ``==``.
     settle
@@ -66,55 +96,16 @@ def resolve(
         Rounds done; the last one changed nothing.
     """
     current = dict(survivors)
-    near = {index: neighbours(grid, index, reach) for index in current}
-    undecided = [index for index in current if near[index]]
+    undecided = [key for key in current if near(key)]
     n_rounds = 0
     while undecided:
         if n_rounds == _MAX_ROUNDS:
             raise RuntimeError(f"block decisions did not settle in {_MAX_ROUNDS} rounds")
         decided = settle(undecided, current)
-        changed = [index for index in undecided if decided[index] != current[index]]
+        changed = {key for key in undecided if decided[key] != current[key]}
         current.update(decided)
-        undecided = sorted({other for index in changed for other in near[index]})
+        affected = {other for key in changed for other in near(key)}
+        # In the order of the blocks, so that neighbours' tables are read while they are in memory.
+        undecided = [key for key in current if key in affected]
         n_rounds += 1
     return current, n_rounds
-
-
-def resolve_tables(
-    operator: LabelOperator, grid: BlockGrid, tables: Mapping[Index, Table]
-) -> dict[Index, Table]:
-    """Settle and number tables that are all in memory; return one numbered table per block."""
-    settled = dict(tables)
-    reach = operator.reach(list(tables.values()))
-    if reach is not None:
-
-        def settle(indices: Sequence[Index], current: Mapping[Index, _Rows]) -> dict[Index, _Rows]:
-            decided = {}
-            for index in indices:
-                others = concatenate(current[other].table for other in neighbours(grid, index, reach))
-                settled[index] = operator.settle(tables[index], others, grid.block(index))
-                decided[index] = _Rows(operator.survivors(settled[index]))
-            return decided
-
-        resolve(grid, reach, {i: _Rows(operator.survivors(t)) for i, t in tables.items()}, settle)
-    return operator.number({index: operator.survivors(table) for index, table in settled.items()})
-
-
-def within_reach(grid: BlockGrid, index: Index, reach: int | None, numbered: Mapping[Index, Table]) -> Table:
-    """Return the numbered objects that may touch the core at `index`: its own and those within reach."""
-    others = [] if reach is None else neighbours(grid, index, reach)
-    return concatenate(numbered[i] for i in (tuple(index), *others))
-
-
-class _Rows:
-    """A table that compares by content."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rows) and all(
-            np.array_equal(rows, other.table[key]) for key, rows in self.table.items()
-        )
-
-    __hash__ = None  # type: ignore[assignment]

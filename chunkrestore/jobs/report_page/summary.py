@@ -274,6 +274,6 @@ class Summary:
 def kind_of(stage: str) -> str:
     """Return the kind of a stage: there are as many as passes, however many rounds, levels and time points."""
     name, _, number = stage.partition("-")
-    if name in ("settle", "labels_pyramid"):
+    if name in ("settle", "join", "labels_pyramid"):
         return name
     return f"{name}-{number.partition('-')[0]}" if number else name
