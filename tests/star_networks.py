@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 from scipy.ndimage import gaussian_filter

@@ -50,6 +50,7 @@ version: "0.4"
         "block_shape": (16, 32, 32),
         "depth": 8,
         "calibrate": False,
+        "objects": None,
         "memory": None,
         "device": "cpu",
         "level": 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -12,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from skimage.measure import regionprops
+from star_networks import NORMALIZATION, image_of, normalized, save_network
 
 from chunkrestore import models
 from chunkrestore.grid import Block, BlockGrid, Halo
@@ -46,57 +43,14 @@ CONFIGS = {
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Random networks that find objects of a given size everywhere: dense, ambiguous, much suppression."""
-    from stardist import Rays_GoldenSpiral
-    from stardist.models import Config2D, Config3D, StarDist2D, StarDist3D
-
     basedir = tmp_path_factory.mktemp("models")
-    for name, (n_dim, parameters, radius) in CONFIGS.items():
-        parameters = dict(parameters)
-        if n_dim == 3:
-            anisotropy = parameters.get("anisotropy")
-            parameters["rays"] = Rays_GoldenSpiral(parameters.pop("n_rays"), anisotropy=anisotropy)
-        backbone = parameters.get("backbone", "unet")
-        sizes = {f"{backbone}_n_filter_base": 4, f"net_conv_after_{backbone}": 8}
-        config = (Config3D if n_dim == 3 else Config2D)(**parameters | sizes)
-        model = (StarDist3D if n_dim == 3 else StarDist2D)(config, name, basedir=str(basedir))
-        randomize(model.keras_model, (48,) * n_dim, radius)
-        model.keras_model.save_weights(str(basedir / name / "weights_best.h5"))
-        (basedir / name / "thresholds.json").write_text(json.dumps({"prob": 0.5, "nms": 0.3}))
+    for name, config in CONFIGS.items():
+        save_network(basedir, name, *config)
     return basedir
-
-
-def randomize(network, shape, radius):
-    """Give a network random weights such that scores spread around 0.5 and distances 20 % around `radius`."""
-    import keras
-
-    rng = np.random.default_rng(11)
-    for layer in network.layers:
-        kernel, *rest = layer.get_weights() or [None]
-        if kernel is not None:
-            kernel = rng.normal(0, np.sqrt(2 / np.prod(kernel.shape[:-1])), kernel.shape)
-            layer.set_weights([kernel, *(np.zeros(w.shape) for w in rest)])
-    features = keras.Model(network.inputs, network.get_layer("prob").input)
-    image = normalized(image_of(shape))[np.newaxis, ..., np.newaxis]
-    seen = features.predict_on_batch(image)[0].reshape(-1, 8)
-    for name, centre, spread in (("prob", 0, 1), ("dist", radius, 0.2 * radius)):
-        layer = network.get_layer(name)
-        kernel, bias = layer.get_weights()
-        kernel *= spread / (seen @ kernel.reshape(8, -1)).std(axis=0)
-        layer.set_weights([kernel, bias + centre - (seen @ kernel.reshape(8, -1)).mean(axis=0)])
 
 
 def range_edges(n, step=5):
     return (*range(0, n, step), n)
-
-
-def image_of(shape, seed=0):
-    """Blobs of a few voxels and noise, from 100 to 1000."""
-    rng = np.random.default_rng(seed)
-    blobs = gaussian_filter(rng.random(shape), 1.5)
-    return (np.interp(blobs, (blobs.min(), blobs.max()), (100, 850)) + rng.uniform(0, 150, shape)).astype(
-        np.uint16
-    )
 
 
 def threshold_for(folder, image, n_candidates):
@@ -110,19 +64,10 @@ def threshold_for(folder, image, n_candidates):
     return float(np.sort(inner, axis=None)[-n_candidates - 1])
 
 
-NORMALIZATION = (100.0, 1000.0)
-
-
-def normalized(image, limits=NORMALIZATION):
-    from csbdeep.utils import normalize_mi_ma
-
-    return normalize_mi_ma(image, *limits)
-
-
 def untiled(operator, image):
     """Return labels and points of StarDist's own prediction."""
     labels, details = models.load(operator.model).predict_instances(
-        normalized(image, operator.normalization),
+        normalized(image, *operator.normalization),
         prob_thresh=operator.prob_thresh,
         nms_thresh=operator.nms_thresh,
         n_tiles=None,
@@ -231,6 +176,17 @@ def test_tiled_3d_instances_are_those_of_the_whole(case_3d, whole_3d, edges):
     assert_same_instances(labels, expected)
     # Ids are the same for every grid.
     np.testing.assert_array_equal(labels, whole_3d)
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_instances_do_not_depend_on_the_grid(case_3d, whole_3d, data):
+    operator, image, *_ = case_3d
+    edges = tuple((0, *sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=3))), n) for n in image.shape)
+    grid = BlockGrid(edges, operator.halo(image.shape))
+    objects = number_objects(operator, grid, {b.index: operator.detect(image[b.read], b) for b in grid})
+    for block in grid:
+        np.testing.assert_array_equal(operator.paint(block, objects.at(block.index)), whole_3d[block.core])
 
 
 @pytest.fixture(scope="session")
