@@ -49,16 +49,16 @@ def frames(n_timepoints, shape):
 
 
 def test_channels_are_segmented_together_in_every_time_point(tmp_path, folders):
-    data = frames(2, (56, 48))
+    data = frames(2, (80, 72))
     image = cr.write_image(data, tmp_path / "in.zarr", axes="tcyx", voxel_size=(1, 1))
-    operator = cr.StarDist(folders / "channels", prob_thresh=0.6, normalization=LIMITS)
+    operator = cr.StarDist(folders / "channels", prob_thresh=0.4, normalization=LIMITS)
     report = cr.run(operator, image, image.path, block_shape=(24, 20), **SERIAL)
     labels = cr.open_image(image.path).label("labels")
     assert labels.axes == "tyx"
     model, n_objects = models.load(folders / "channels"), 0
     for t, found in enumerate(labels.data.compute()):
         seen = np.stack([normalized(data[t, c], *LIMITS[c]) for c in range(2)], axis=-1)
-        expected, _ = model.predict_instances(seen, prob_thresh=0.6, nms_thresh=0.3, n_tiles=None)
+        expected, _ = model.predict_instances(seen, prob_thresh=0.4, nms_thresh=0.3, n_tiles=None)
         assert_same_instances(found, expected)
         assert found.max() == len(np.unique(expected)) - 1
         n_objects += int(found.max())
