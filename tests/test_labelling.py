@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from dying import Disk, Killed, bury, kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from observing import tree
@@ -55,9 +57,7 @@ def test_operators_are_of_one_kind():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_objects_are_those_of_the_whole_for_every_grid_and_order_of_blocks(whole, data):
-    edges = [
-        (0, *sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=4))), n) for n in SHAPE
-    ]
+    edges = [(0, *sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=4))), n) for n in SHAPE]
     operator, image = Crystals(), scene()
     grid = BlockGrid(tuple(edges), operator.halo(SHAPE))
     blocks = list(grid)
@@ -150,6 +150,46 @@ def test_a_job_stopped_in_any_stage_goes_on_to_the_same_result(tmp_path, monkeyp
     assert tree(tmp_path / "in.zarr") == expected
 
 
+@pytest.fixture(scope="module")
+def disk():
+    return Disk()
+
+
+def deaths(disk, folder):
+    """Return the labels of an undisturbed job, and a moment in it before a change to files of every kind."""
+    image = store_of(scene(), folder)
+    with disk.dies_after(10**9, folder):
+        cr.run(Crystals(), image, image.path, block_shape=(9, 13, 22), objects=None, **SERIAL)
+    kinds = [kind(change) for change in disk.changes]
+    return tree(folder / "in.zarr"), [kinds.index(k) for k in dict.fromkeys(kinds)]
+
+
+def check_killed(disk, folder, moment, expected):
+    for name in ("in.zarr", "in.zarr.chunkrestore"):
+        shutil.rmtree(folder / name)
+    image = store_of(scene(), folder)
+    with disk.dies_after(moment, folder), suppress(Killed):
+        cr.run(Crystals(), image, image.path, block_shape=(9, 13, 22), **SERIAL)
+    bury(folder / "in.zarr")
+    if not (folder / "in.zarr.chunkrestore" / "labels-labels" / "report.json").exists():
+        cr.run(Crystals(), image, image.path, block_shape=(9, 13, 22), **SERIAL)
+    assert tree(folder / "in.zarr") == expected
+
+
+def test_killed_before_changes_of_many_kinds(tmp_path, disk):
+    expected, moments = deaths(disk, tmp_path)
+    assert len(moments) > 30
+    for moment in moments[::5]:
+        check_killed(disk, tmp_path, moment, expected)
+
+
+@pytest.mark.slow
+def test_killed_before_every_kind_of_change(tmp_path, disk):
+    expected, moments = deaths(disk, tmp_path)
+    for moment in moments:
+        check_killed(disk, tmp_path, moment, expected)
+
+
 def test_the_table_of_the_objects_tells_what_the_labels_show(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("chunkrestore.jobs.job.StarDist", Crystals)
@@ -168,7 +208,11 @@ def test_the_table_of_the_objects_tells_what_the_labels_show(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("operator", "objects", "message"),
     [
-        (cr.Threshold(10.0), "table", "`objects` 'table' is for objects that StarDist finds; threshold finds none"),
+        (
+            cr.Threshold(10.0),
+            "table",
+            "`objects` 'table' is for objects that StarDist finds; threshold finds none",
+        ),
         (Crystals(), "all", "`objects` must be 'table', 'shapes' or None, got 'all'"),
     ],
 )

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from dying import Disk, Killed, bury, kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from observing import DEADLINE, tree, wait_for
@@ -48,45 +48,6 @@ def finished_items(journal):
 def write_input(folder, shape=(16, 24, 24)):
     data = np.random.default_rng(8).integers(0, 200, shape).astype(np.uint16)
     return cr.write_image(data, folder / "in.zarr", axes="zyx", voxel_size=(1, 1, 1))
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
-
-
-class Disk:
-    """Sees every change that this process makes to files in a folder, and ends its life before one of them."""
-
-    def __init__(self):
-        self.folder = None
-        self.changes = []
-        self.n_allowed = 0
-        # Such a hook cannot be removed; without a folder it does nothing.
-        sys.addaudithook(self._hook)
-
-    @contextmanager
-    def dies_after(self, n_changes, folder):
-        self.folder, self.n_allowed, self.changes = str(folder), n_changes, []
-        try:
-            yield
-        finally:
-            self.folder = None
-
-    def _hook(self, event, arguments):
-        if self.folder is None or not self._is_change(event, arguments):
-            return
-        if len(self.changes) >= self.n_allowed:
-            raise Killed
-        self.changes.append((event, str(arguments[0]).removeprefix(self.folder)))
-
-    def _is_change(self, event, arguments):
-        if event == "open":
-            _, mode, flags = arguments
-            if not (set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR)):
-                return False
-        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
-            return False
-        return str(arguments[0]).startswith(self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +86,6 @@ def undisturbed(tmp_path_factory, disk):
     return Undisturbed(image, tree(folder / "out.zarr"), disk.changes)
 
 
-def bury(output):
-    """Make the lock of a driver that died in this process one of a process that is dead."""
-    for path in output.with_name(f"{output.name}.chunkrestore").glob("lock*"):
-        with suppress(ValueError):
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"birth": "another"}))
-
-
 def run_and_die(disk, image, output, n_changes, **options):
     """Run the chain until it dies; return whether it came to its end before."""
     with disk.dies_after(n_changes, output.parent), suppress(Killed):
@@ -156,12 +110,6 @@ def check_resumed(undisturbed, disk, folder, moments):
         cr.run(chain(), image, output, **BLOCKS)
     kept = sorted(p.name for p in journal_of(output).parent.iterdir())
     assert kept == KEPT
-
-
-def kind(change):
-    """Return a change without what tells one block, table or temporary file from the next."""
-    event, path = change
-    return event, re.sub(r"[0-9a-f]{32}|\d+", "#", path)
 
 
 def test_killed_before_changes_of_many_kinds(tmp_path, disk, undisturbed):
