@@ -40,8 +40,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from chunkrestore.kernels import star_convex, star_suppression
-from chunkrestore.kernels.star_convex import Rays
+from chunkrestore.kernels import star_suppression
+from chunkrestore.kernels.star_convex import Rays, Rows, canonical_order, library
 
 RESULTS = Path(__file__).parent / "results" / "suppression.json"
 
@@ -103,7 +103,7 @@ def _compared(table: dict[str, np.ndarray], rays: Rays, nms_thresh: float) -> di
     n = len(table["prob"])
     asked = mock.Mock(side_effect=star_suppression._dropped)
     contenders = {
-        "stardist": lambda rows: star_convex.suppress(rows, rays, nms_thresh),
+        "stardist": lambda rows: _by_stardist(rows, rays, nms_thresh),
         "exact": lambda rows: star_suppression.suppress(rows, rays, nms_thresh, "exact"),
         "fast": lambda rows: star_suppression.suppress(rows, rays, nms_thresh, "fast"),
     }
@@ -131,6 +131,21 @@ def _compared(table: dict[str, np.ndarray], rays: Rays, nms_thresh: float) -> di
 def _rays(n_dim: int, n_rays: int, anisotropy: tuple[float, ...] | None) -> Rays:
     json = {"name": "Rays_GoldenSpiral", "kwargs": {"n": n_rays, "anisotropy": anisotropy}}
     return Rays.of(SimpleNamespace(n_dim=n_dim, n_rays=n_rays, rays_json=json))
+
+
+def _by_stardist(rows: Rows, rays: Rays, nms_thresh: float) -> np.ndarray:
+    """Suppress by StarDist's routine, as its own functions call it."""
+    order = canonical_order(rows)
+    nms = library().nms
+    scores = np.arange(len(order), 0, -1, dtype=np.float32)
+    inputs = rows["dist"][order], rows["points"][order].astype(np.float32)
+    if len(rays.faces):
+        survives = nms.non_maximum_suppression_3d_inds(*inputs, rays, scores, thresh=nms_thresh, verbose=0)
+    else:
+        survives = nms.non_maximum_suppression_inds(*inputs, scores, thresh=nms_thresh, verbose=0)
+    result = np.empty(len(order), bool)
+    result[order] = survives
+    return result
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Painting of star-convex objects in NumPy: slow, plain, and independent of what the package does now."""
+"""Suppression by StarDist's routine, and painting in NumPy: slow, plain, independent of what the package does."""
 
 from __future__ import annotations
 
@@ -6,10 +6,30 @@ import numpy as np
 from scipy.spatial import ConvexHull
 from skimage.draw import polygon
 
-from chunkrestore.kernels.star_convex import canonical_order
+from chunkrestore.kernels.star_convex import canonical_order, library
 from chunkrestore.kernels.star_directions import cell_of, faces_by_direction
 
 _STEP_ELEMENTS = 2**19
+
+
+def suppress(rows, rays, nms_thresh):
+    """Return which rows survive greedy suppression among themselves."""
+    n = len(rows["prob"])
+    order = canonical_order(rows)
+    # The routines know scores by their order only; these are free of ties (and exact up to 2**24 rows).
+    scores = np.arange(n, 0, -1, dtype=np.float32)
+    dist, points = rows["dist"][order], rows["points"][order].astype(np.float32)
+    options = {"thresh": nms_thresh, "verbose": 0}
+    if len(rays.faces):
+        survives = library().nms.non_maximum_suppression_3d_inds(dist, points, rays, scores, **options)
+    else:
+        # Its tree leaves out pairs beyond a distance that depends on the largest polygon in the table.
+        survives = library().nms.non_maximum_suppression_inds(
+            dist, points, scores, use_kdtree=False, **options
+        )
+    result = np.empty(n, bool)
+    result[order] = survives
+    return result
 
 
 def paint(core, rows, rays):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkrestore.grid import BlockGrid, Halo
-from chunkrestore.kernels import star_settling
-from chunkrestore.kernels.star_convex import Rays, canonical_order, ranks, suppress
-from chunkrestore.kernels.star_settling import SLACK, settle
+from chunkrestore.kernels.star_convex import Rays, canonical_order, ranks
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-stardist = pytest.importorskip("stardist", reason="needs the deep-learning extra")
+pytest.importorskip("stardist", reason="needs the deep-learning extra")
+
+import stardist
+
+from chunkrestore.kernels import star_settling
+from chunkrestore.kernels.star_settling import SLACK, settle
+from chunkrestore.kernels.star_suppression import suppress
 
 COLUMNS = ("prob", "dist", "points")
 
@@ -238,7 +240,7 @@ def test_settling_decides_only_what_a_change_can_reach(monkeypatch):
 
     def counting(rows, *args):
         decided.append(len(rows["prob"]))
-        return suppress(rows, *args[:2])
+        return suppress(rows, *args)
 
     monkeypatch.setattr(star_settling, "suppress", counting)
     result = settle(part, others, rays, 0.3)

@@ -18,7 +18,7 @@ rows::
 
     survives(j)  =  no surviving i before j in the order has  overlap(i, j) > nms_thresh
 
-The overlap is StarDist's, computed by its own C++ routine, in the coordinates of the volume: translated
+The overlap is StarDist's (`chunkrestore.kernels.star_verdict`), in the coordinates of the volume: translated
 coordinates round differently in float32, so only these give every block the same answer about a pair, and
 the answer of StarDist on the whole volume.
 """
@@ -190,48 +190,3 @@ def ranks(rows: Rows) -> npt.NDArray[np.int64]:
     rank = np.empty(len(rows["prob"]), np.int64)
     rank[canonical_order(rows)] = np.arange(len(rank))
     return rank
-
-
-def suppress(rows: Rows, rays: Rays, nms_thresh: float) -> npt.NDArray[np.bool_]:
-    """Return which rows survive greedy suppression among themselves, by StarDist's C++ routine.
-
-    Parameters
-    ----------
-    rows
-        Candidate table.
-    rays
-        Rays of the distances.
-    nms_thresh
-        Largest share of the smaller shape that two survivors may have in common.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (n,).
-
-    Notes
-    -----
-    In 3-D the routine's first, cheap bounds on an overlap use the mean proportions of all shapes in the
-    table. They bound the true overlap for any proportions, so what else is in a table does not matter, but
-    for rounding where a bound lies within it of `nms_thresh`.
-    """
-    n = len(rows["prob"])
-    if n < 2:
-        return np.ones(n, bool)
-    order = canonical_order(rows)
-    # The routines know scores by their order only; ranks are free of ties (and exact up to 2**24 rows).
-    scores = np.arange(n, 0, -1, dtype=np.float32)
-    dist, points = rows["dist"][order], rows["points"][order].astype(np.float32)
-    nms = library().nms
-    if len(rays.faces):
-        survives = nms.non_maximum_suppression_3d_inds(
-            dist, points, rays, scores, thresh=nms_thresh, verbose=0
-        )
-    else:
-        # Its tree leaves out pairs beyond a distance that depends on the largest polygon in the table.
-        survives = nms.non_maximum_suppression_inds(
-            dist, points, scores, thresh=nms_thresh, use_kdtree=False, verbose=0
-        )
-    result = np.empty(n, bool)
-    result[order] = survives
-    return result
