@@ -148,6 +148,26 @@ _DECONVOLUTION_PARAMETERS = (
 )
 
 
+_STARDIST_PARAMETERS = (
+    "prob_thresh",
+    "nms_thresh",
+    "normalization",
+    "scale",
+    "skip_below",
+    "suppression",
+    "precision",
+)
+_NETWORK_OPTIONS = (
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "mixed_float16", "mixed_bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of the network's arithmetic.",
+    ),
+)
+
+
 def _with(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
     """Return a decorator that adds options to a command."""
 
@@ -217,20 +237,25 @@ def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) 
 @click.option(
     "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 2, 99.8."
 )
+@_with(_NETWORK_OPTIONS)
 @_with(_JOB_OPTIONS)
-def restore(
-    source: str, output: str, model: str, normalization: tuple[float, float] | None, **options: Any
-) -> None:
+def restore(source: str, output: str, model: str, **options: Any) -> None:
     """Restore an image with a CARE network."""
     from chunkrestore.operators.care import Care
 
-    _run([Care(model, normalization=normalization)], source, output, options)
+    care = {key: options.pop(key) for key in ("normalization", "precision")}
+    _run([Care(model, **care)], source, output, options)
 
 
 @cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="[OUT]", required=False)
-@click.option("--method", type=click.Choice(["stardist", "threshold"]), default="stardist", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["stardist", "threshold", "function"]),
+    default="stardist",
+    show_default=True,
+)
 @click.option("--model", help="Folder of a StarDist model, or stardist3d-demo.")
 @click.option("--name", "label_name", default="labels", show_default=True, help="Name of the labels.")
 @click.option("--prob-thresh", type=float, help="Object probability; default the model's own.")
@@ -238,19 +263,51 @@ def restore(
 @click.option(
     "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 1, 99.8."
 )
+@click.option("--scale", type=Numbers(float), help="Zoom of the image before the network; default none.")
+@click.option("--skip-below", type=float, help="No object begins at or below this intensity; default none.")
+@click.option(
+    "--suppression",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="How overlaps are judged.",
+)
+@_with(_NETWORK_OPTIONS)
+@click.option(
+    "--objects",
+    type=click.Choice(["table", "shapes"]),
+    help="Write a table of the objects (Parquet), or their shapes as well.",
+)
 @click.option("--value", type=float, help="Threshold, for --method threshold; default Otsu's.")
+@click.option("--function", help="package.module:name, for --method function: labels what a block reads.")
+@click.option(
+    "--merge",
+    type=click.Choice(["iou", "centroid", "touching"]),
+    default="iou",
+    show_default=True,
+    help="When labels of two blocks are one object, for --method function.",
+)
+@click.option("--merge-threshold", type=float, default=0.5, show_default=True, help="For --merge iou.")
 @_with(_JOB_OPTIONS)
 def segment(source: str, output: str | None, method: str, model: str | None, **options: Any) -> None:
     """Segment objects and write labels into OUT, or into IN itself."""
     from chunkrestore.operators.base import Operator
 
-    stardist = {key: options.pop(key) for key in ("prob_thresh", "nms_thresh", "normalization")}
-    value = options.pop("value")
+    stardist = {key: options.pop(key) for key in _STARDIST_PARAMETERS}
+    value, function = options.pop("value"), options.pop("function")
+    merging = {"by": options.pop("merge"), "threshold": options.pop("merge_threshold")}
     operator: Operator
     if method == "threshold":
         from chunkrestore.operators.threshold import Threshold
 
         operator = Threshold(value)
+    elif method == "function":
+        if function is None:
+            raise ValueError("`--function` is missing; give the name of a function, package.module:name")
+        from chunkrestore.operators.labeller import Labeller
+
+        depth, normalization = options.pop("depth") or 0, stardist["normalization"]
+        operator = Labeller(function, depth=depth, normalization=normalization, **merging)
     else:
         if model is None:
             raise ValueError("`--model` is missing; give the folder of a StarDist model, or stardist3d-demo")

@@ -86,13 +86,17 @@ class CareStep(_Strict):
     model: str
     normalization: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (2.0, 99.8)
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.care import Care
 
         return Care(
-            _model(folder, self.model), normalization=self.normalization, percentiles=self.percentiles
+            _model(folder, self.model),
+            normalization=self.normalization,
+            percentiles=self.percentiles,
+            precision=self.precision,
         )
 
 
@@ -105,18 +109,17 @@ class StarDistStep(_Strict):
     nms_thresh: float | None = None
     normalization: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (1.0, 99.8)
+    scale: float | tuple[float, ...] | None = None
+    skip_below: float | None = None
+    suppression: Literal["exact", "fast"] = "exact"
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator; paths are relative to `folder`."""
         from chunkrestore.operators.stardist import StarDist
 
-        return StarDist(
-            _model(folder, self.model),
-            prob_thresh=self.prob_thresh,
-            nms_thresh=self.nms_thresh,
-            normalization=self.normalization,
-            percentiles=self.percentiles,
-        )
+        parameters = self.model_dump(exclude={"operator", "model"})
+        return StarDist(_model(folder, self.model), **parameters)
 
 
 class ThresholdStep(_Strict):
@@ -133,6 +136,27 @@ class ThresholdStep(_Strict):
         return Threshold(self.value, connectivity=self.connectivity)
 
 
+class LabellerStep(_Strict):
+    """Segment with any function."""
+
+    operator: Literal["labeller"]
+    function: str
+    depth: int | Three = 0
+    by: Literal["iou", "centroid", "touching"] = "iou"
+    threshold: float = 0.5
+    connectivity: Literal[1, 2, 3] = 1
+    normalization: tuple[float, float] | None = None
+    percentiles: tuple[float, float] | None = None
+    n_channels: int = 1
+    voxel_nbytes: int = 64
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator."""
+        from chunkrestore.operators.labeller import Labeller
+
+        return Labeller(**self.model_dump(exclude={"operator"}))
+
+
 Step = Annotated[
     RichardsonLucyStep
     | UnmatchedStep
@@ -140,7 +164,8 @@ Step = Annotated[
     | InverseStep
     | CareStep
     | StarDistStep
-    | ThresholdStep,
+    | ThresholdStep
+    | LabellerStep,
     Field(discriminator="operator"),
 ]
 
@@ -161,6 +186,7 @@ class Pipeline(_Strict):
     channel: str | int | list[str | int] | None = None
     region: list[tuple[int, int]] | None = None
     label_name: str = "labels"
+    objects: Literal["table", "shapes"] | None = None
     version: Literal["0.4", "0.5"] = "0.5"
     shards: Three | None = None
 

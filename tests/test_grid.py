@@ -137,3 +137,21 @@ def test_a_million_blocks_are_counted_without_being_made():
     grid = BlockGrid.regular((12800, 12800, 12800), (128, 128, 128), Halo((24, 24, 24)))
     assert len(grid) == 1_000_000
     assert grid.halo_overhead == pytest.approx(((100 * 176 - 48) / 12800) ** 3)
+
+
+@given(grids())
+def test_the_reach_is_how_far_away_the_furthest_block_is_that_is_read_from(grid):
+    steps = [
+        abs(i - j)
+        for block in grid
+        for index in grid.indices_meeting(block.read)
+        for i, j in zip(index, block.index, strict=True)
+    ]
+    assert grid.reach == max(steps)
+
+
+def test_blocks_around_a_block_are_counted_in_steps_of_the_index():
+    grid = BlockGrid.from_chunks([(5, 1, 9), (2, 2, 2, 7)])
+    assert grid.around((0, 1), 1) == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert set(grid.around((1, 3), 2)) == set(itertools.product(range(3), range(1, 4))) - {(1, 3)}
+    assert grid.around((1, 1), 0) == []

@@ -82,7 +82,7 @@ def test_it_is_a_joining_operator():
     assert not isinstance(operator, SettlingOperator)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.data())
 def test_touching_components_are_those_of_scipy_and_of_threshold_ids_included(seed, connectivity, data):
     shape = data.draw(st.sampled_from([(9, 8, 7), (1, 12, 11)]))
@@ -109,7 +109,7 @@ def cuts(draw, n):
     return list(range(first, first + 4))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.sampled_from(["iou", "centroid"]), st.data())
 def test_objects_no_longer_than_the_depth_are_those_of_the_whole_for_every_grid(by, data):
     """Cores far thinner than the depth too: what a block reads then covers several others."""
@@ -125,6 +125,32 @@ def test_objects_no_longer_than_the_depth_are_those_of_the_whole_for_every_grid(
     expected = operator(truth)
     assert match_instances(truth.astype(np.int32), expected).f1 == 1
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("by", ["iou", "centroid"])
+def test_an_object_in_parts_is_one_although_blocks_between_them_show_none_of_it(by):
+    truth = np.array([[0, 0, 7, 0, 0, 0, 7, 0, 0, 0, 0, 3]], np.uint8)
+    operator = cr.Labeller(functions.told, depth=6, by=by)
+    grid = BlockGrid.regular(truth.shape, (1, 1), operator.halo(truth.shape))
+    np.testing.assert_array_equal(in_blocks(operator, truth, grid), [[0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 2]])
+
+
+def test_parts_of_an_object_in_cores_on_both_sides_of_its_owner_are_one(tmp_path):
+    # The second block owns 3 to 8, but in its own core an object of the first one covers all of it.
+    labels = {
+        (0, 8): [5, 5, 5, 0, 5, 5, 5, 5],
+        (0, 12): [0, 0, 0, 6, 6, 6, 6, 6, 6, 0, 0, 0],
+        (4, 8): [0] * 8,
+    }
+    data = np.arange(12, dtype=np.uint8).reshape(1, 1, 12)
+
+    def function(image):
+        return np.array(labels[int(image.flat[0]), image.size]).reshape(image.shape)
+
+    operator = cr.Labeller(function, depth=4, by="centroid")
+    image = store_of(data, tmp_path)
+    cr.run(operator, image, image.path, block_shape=(1, 1, 4), **SERIAL)
+    np.testing.assert_array_equal(labels_of(image.path), [[[1, 1, 1, 2, 1, 1, 1, 1, 2, 0, 0, 0]]])
 
 
 @pytest.mark.parametrize("by", ["iou", "centroid"])
@@ -446,6 +472,15 @@ def test_memory_is_within_the_formula_if_every_voxel_is_another_object(by):
 def test_blocks_are_sized_by_what_the_function_takes():
     operator = cr.Labeller(functions.bright, by="touching", voxel_nbytes=1000, n_channels=2)
     assert operator.memory_nbytes((10, 10)) == 1008 * 100
+
+
+@pytest.mark.parametrize("by", ["iou", "centroid"])
+def test_a_job_can_be_estimated(tmp_path, by):
+    image = store_of(balls(), tmp_path)
+    operator = cr.Labeller(functions.cells, depth=DEPTH, by=by)
+    found = cr.estimate(operator, image, n_probes=2, cluster="serial", block_shape=(16, 16, 16))
+    assert "labeller" in str(cr.plan(operator, image, block_shape=(16, 16, 16)))
+    assert [stage.name for stage in found.stages if stage.name in ("detect", "paint")] == ["detect", "paint"]
 
 
 @pytest.mark.slow

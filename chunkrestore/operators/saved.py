@@ -35,6 +35,7 @@ Arrays = dict[str, np.ndarray]
 _SCHEMA = 1
 _MODULES = {name: module for module, name, _ in METHODS.values()} | {
     "Care": "care",
+    "Labeller": "labeller",
     "StarDist": "stardist",
     "Threshold": "threshold",
 }
@@ -108,6 +109,8 @@ def load_operators(folder: Path) -> list[Operator]:
     loaded = []
     for position, entry in enumerate(entries):
         try:
+            if "function" in entry["fields"]:
+                _check_owner(path)
             loaded.append(_operator(entry, arrays))
         # Whatever a constructor makes of values that were tampered with.
         except Exception as error:
@@ -156,6 +159,14 @@ def _operator(entry: Any, arrays: Mapping[str, np.ndarray]) -> Operator:
     return operator
 
 
+def _check_owner(path: Path) -> None:
+    """Raise unless this user wrote a file that names a function: to go on means to run what it names."""
+    if hasattr(os, "geteuid") and path.stat().st_uid != os.geteuid():
+        raise ValueError(
+            "it names a function to run, and the file belongs to another user; start the job yourself"
+        )
+
+
 def _class(name: str) -> type[Any]:
     return cast(type[Any], getattr(import_module(f"chunkrestore.operators.{_MODULES[name]}"), name))
 
@@ -202,6 +213,11 @@ def _encoded(value: Any, arrays: Arrays) -> Any:
         return _encoded_array(backend.to_numpy(value), arrays)
     if (place := place_of_array(value)) is not None:
         return {"stored": list(place)}
+    if callable(value):
+        raise TypeError(
+            f"holds {value!r}, which no other process can import; define it in a module of its own, and give the "
+            "function or its name, 'package.module:name'"
+        )
     raise TypeError(
         f"holds {value!r}, which cannot be saved with the job; give numbers, an array in memory, or a zarr "
         "array on the local file system"
