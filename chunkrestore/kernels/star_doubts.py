@@ -8,27 +8,27 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import part
 from chunkrestore.kernels.star_directions import cell_of
 from chunkrestore.kernels.star_inside import FACE, Shapes, Star, beneath, in_cone, offset_of, point_of
 
 OUTSIDE, INSIDE, ASK_HULL = 0, 1, 2
 
 
-@compiled
-def look_again(shapes: Shapes, star: Star, z: int, y: int, x: int, face: int) -> int:
+@part
+def look_again(shapes: Shapes, star: Star, z: int, y: int, x: int, face: int, has_planes: bool) -> int:
     """Return OUTSIDE, INSIDE or ASK_HULL for a voxel that a face alone does not decide (-1: no face is found)."""
     pz, py, px = point_of(star)
     dz, dy, dx = z - pz, y - py, x - px
-    verdict = look_closely(shapes, star, z, y, x, cell_of(dz, dy, dx))
+    verdict = _look_closely(shapes, star, z, y, x, cell_of(dz, dy, dx) if has_planes else -1)
     if verdict == ASK_HULL and face >= 0:
         verdict = _guess_hull(star, face, dz, dy, dx)
     return verdict
 
 
-@compiled
-def look_closely(shapes: Shapes, star: Star, z: int, y: int, x: int, cell: int) -> int:
-    """Return what `look` returns, by StarDist's float32 operations on the faces of a cell (-1: all)."""
+@part
+def _look_closely(shapes: Shapes, star: Star, z: int, y: int, x: int, cell: int) -> int:
+    """Return what `look_again` returns, by StarDist's float32 operations on the faces of a cell (-1: all)."""
     corners, faces = star.corners, shapes.faces
     point = len(corners) - 1
     vz, vy, vx = np.float32(z), np.float32(y), np.float32(x)
@@ -37,12 +37,12 @@ def look_closely(shapes: Shapes, star: Star, z: int, y: int, x: int, cell: int) 
     for n in range(first, stop):
         face = n if cell < 0 else shapes.listed[n]
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        if (
-            _in_half_space(corners, vz, vy, vx, i, j, k)
-            and _in_half_space(corners, vz, vy, vx, point, j, i)
-            and _in_half_space(corners, vz, vy, vx, point, k, j)
-            and _in_half_space(corners, vz, vy, vx, point, i, k)
-        ):
+        side, a, b, c = 0, i, j, k
+        while side < 4 and _in_half_space(corners, vz, vy, vx, a, b, c):
+            # The face, then the sides through the point: (point, j, i), (point, k, j), (point, i, k).
+            a, b, c = point, (j, k, i)[min(side, 2)], (i, j, k)[min(side, 2)]
+            side += 1
+        if side == 4:
             if _depth(corners, z, y, x, i, j, k) > star.limits[1]:
                 return INSIDE
             on_a_face = True
@@ -52,7 +52,7 @@ def look_closely(shapes: Shapes, star: Star, z: int, y: int, x: int, cell: int) 
     return INSIDE
 
 
-@compiled
+@part
 def _in_half_space(
     corners: npt.NDArray[np.float32], z: np.float32, y: np.float32, x: np.float32, i: int, j: int, k: int
 ) -> bool:
@@ -67,7 +67,7 @@ def _in_half_space(
     return bool(determinant >= 0)
 
 
-@compiled
+@part
 def _behind(
     corners: npt.NDArray[np.float32], z: np.float32, y: np.float32, x: np.float32, i: int, j: int, k: int
 ) -> bool:
@@ -81,7 +81,7 @@ def _behind(
     return bool(total + np.float64(nx) * np.float64(x) + np.float64(offset) <= 0)
 
 
-@compiled
+@part
 def _depth(corners: npt.NDArray[np.float32], z: int, y: int, x: int, i: int, j: int, k: int) -> float:
     """Return how far a voxel is beneath a face, times twice the face's area, in float64."""
     az, ay, ax = np.float64(corners[i, 0]), np.float64(corners[i, 1]), np.float64(corners[i, 2])
@@ -90,7 +90,7 @@ def _depth(corners: npt.NDArray[np.float32], z: int, y: int, x: int, i: int, j: 
     return (py * qx - px * qy) * (z - az) + (px * qz - pz * qx) * (y - ay) + (pz * qy - py * qz) * (x - ax)
 
 
-@compiled
+@part
 def _guess_hull(star: Star, face: int, z: float, y: float, x: float) -> int:
     """Say for a voxel on a face whether it is in the convex hull, or ASK_HULL where Qhull's rounding decides.
 
@@ -103,7 +103,7 @@ def _guess_hull(star: Star, face: int, z: float, y: float, x: float) -> int:
     edge = 2.0**-10 * star.limits[2]
     if in_cone(planes, face, z, y, x) < edge:
         return ASK_HULL
-    top, height, n_level = 0, -np.inf, 0
+    top, height, n_level = int(np.int64(0)), -np.inf, 0
     for k in range(len(corners) - 1):
         oz, oy, ox = offset_of(corners, k)
         above = -beneath(planes, face, oz, oy, ox)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 
 _FLAT = 1e-12
 """Points this close to a facet lie on it, as a share of the largest coordinate: rounding in float64, tenfold."""
@@ -64,12 +64,13 @@ def convex_hull(points: Floats, n: int, hull: Hull) -> int:
             centre[axis] += points[corners[k], axis] / 4
         for k in range(n):
             largest = max(largest, abs(points[k, axis]))
-    count = 0
     for k in range(4):
         a, b, c = corners[(k + 1) % 4], corners[(k + 2) % 4], corners[(k + 3) % 4]
-        if not _add(a, b, c, points, centre, hull, count):
-            _add(a, c, b, points, centre, hull, count)
-        count += 1
+        for _ in range(2):
+            if _add(a, b, c, points, centre, hull, k):
+                break
+            b, c = c, b
+    count = len(corners)
     for p in range(n):
         if p != corners[0] and p != corners[1] and p != corners[2] and p != corners[3]:
             count = _extend(p, points, centre, hull, count, _FLAT * largest)
@@ -78,7 +79,7 @@ def convex_hull(points: Floats, n: int, hull: Hull) -> int:
     return count if _is_closed(hull, count, n) else 0
 
 
-@compiled
+@part
 def _simplex(points: Floats, n: int) -> npt.NDArray[np.int64]:
     """Return four points far from a common plane; four zeros if there are none."""
     found = np.zeros(4, np.int64)
@@ -106,18 +107,21 @@ def _simplex(points: Floats, n: int) -> npt.NDArray[np.int64]:
             if distance > farthest:
                 farthest, found[step] = distance, k
         if farthest == 0:
-            return np.zeros(4, np.int64)
-        apart = points[found[step]] - base
+            for k in range(4):
+                found[k] = 0
+            break
+        far = points[found[step]]
+        z, y, x = far[0] - base[0], far[1] - base[1], far[2] - base[2]
         if step == 1:
-            along[:] = apart
+            along[0], along[1], along[2] = z, y, x
         elif step == 2:
-            normal[0] = along[1] * apart[2] - along[2] * apart[1]
-            normal[1] = along[2] * apart[0] - along[0] * apart[2]
-            normal[2] = along[0] * apart[1] - along[1] * apart[0]
+            normal[0] = along[1] * x - along[2] * y
+            normal[1] = along[2] * z - along[0] * x
+            normal[2] = along[0] * y - along[1] * z
     return found
 
 
-@compiled
+@part
 def _add(a: int, b: int, c: int, points: Floats, centre: Floats, hull: Hull, count: int) -> bool:
     """Write facet number `count`; return whether it faces away from `centre`."""
     pz, py, px = points[b, 0] - points[a, 0], points[b, 1] - points[a, 1], points[b, 2] - points[a, 2]
@@ -134,7 +138,7 @@ def _add(a: int, b: int, c: int, points: Floats, centre: Floats, hull: Hull, cou
     return bool(nz * centre[0] + ny * centre[1] + nx * centre[2] < offset)
 
 
-@compiled
+@part
 def _extend(p: int, points: Floats, centre: Floats, hull: Hull, count: int, flat: float) -> int:
     """Take one more point into a hull of `count` facets; return how many there are then, 0 on failure."""
     facets, planes, edges = hull.facets, hull.planes, hull.edges
@@ -169,10 +173,11 @@ def _extend(p: int, points: Floats, centre: Floats, hull: Hull, count: int, flat
     return count
 
 
-@compiled
+@part
 def _is_closed(hull: Hull, count: int, n: int) -> bool:
     """Return whether facets and corners obey Euler's formula for triangles."""
-    hull.used[:n] = 0
+    for k in range(n):
+        hull.used[k] = 0
     corners = 0
     for k in range(count):
         for side in range(3):
@@ -217,7 +222,7 @@ def volume_of_intersection(planes: Floats, n: int, hull: Hull, duals: Floats) ->
     return abs(total) / 6
 
 
-@compiled
+@part
 def _corner(duals: Floats, a: int, b: int, z: float, y: float, x: float) -> float:
     """Return six times the volume that belongs to a corner of the intersection and to an edge at it.
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 from chunkrestore.kernels.star_convex import Rays, Rows
 from chunkrestore.kernels.star_directions import TURN, faces_by_direction
 
@@ -160,7 +160,7 @@ def boxes_of(shapes: Shapes, star: Star) -> npt.NDArray[np.int64]:
     return boxes
 
 
-@compiled
+@part
 def erect(shapes: Shapes, star: Star) -> bool:
     """Set up the planes of the polyhedron that was taken; return whether they may be used.
 
@@ -188,9 +188,9 @@ def erect(shapes: Shapes, star: Star) -> bool:
         az, ay, ax = offset_of(corners, i)
         bz, by, bx = offset_of(corners, j)
         cz, cy, cx = offset_of(corners, k)
-        _side(planes, face, 0, bz, by, bx, az, ay, ax)
-        _side(planes, face, 3, cz, cy, cx, bz, by, bx)
-        _side(planes, face, 6, az, ay, ax, cz, cy, cx)
+        for side in range(3):
+            one, other = shapes.faces[face, side], shapes.faces[face, (side + 1) % 3]
+            _side(planes, face, 3 * side, offset_of(corners, other), offset_of(corners, one))
         pz, py, px, qz, qy, qx = bz - az, by - ay, bx - ax, cz - az, cy - ay, cx - ax
         nz, ny, nx = py * qx - px * qy, px * qz - pz * qx, pz * qy - py * qz
         planes[face, FACE], planes[face, FACE + 1], planes[face, FACE + 2] = nz, ny, nx
@@ -203,7 +203,7 @@ def erect(shapes: Shapes, star: Star) -> bool:
     return True
 
 
-@compiled
+@part
 def offset_of(corners: npt.NDArray[np.float32], k: int) -> tuple[float, float, float]:
     """Return corner `k` relative to the point."""
     point = len(corners) - 1
@@ -214,26 +214,23 @@ def offset_of(corners: npt.NDArray[np.float32], k: int) -> tuple[float, float, f
     )
 
 
-@compiled
+@part
 def _side(
     planes: npt.NDArray[np.float64],
     face: int,
     column: int,
-    bz: float,
-    by: float,
-    bx: float,
-    az: float,
-    ay: float,
-    ax: float,
+    b: tuple[float, float, float],
+    a: tuple[float, float, float],
 ) -> None:
     """Set the plane through the point and two corners, in units of the corners' distances."""
+    (bz, by, bx), (az, ay, ax) = b, a
     unit = 1 / (max(abs(az), abs(ay), abs(ax)) * max(abs(bz), abs(by), abs(bx)))
     planes[face, column] = (by * ax - bx * ay) * unit
     planes[face, column + 1] = (bx * az - bz * ax) * unit
     planes[face, column + 2] = (bz * ay - by * az) * unit
 
 
-@compiled
+@part
 def in_cone(planes: npt.NDArray[np.float64], face: int, z: float, y: float, x: float) -> float:
     """Return how far an offset from the point is within the cone of a face: the least of its three sides."""
     return min(
@@ -243,7 +240,7 @@ def in_cone(planes: npt.NDArray[np.float64], face: int, z: float, y: float, x: f
     )
 
 
-@compiled
+@part
 def run_length(
     planes: npt.NDArray[np.float64], face: int, clear: float, z: float, y: float, x: float, most: int
 ) -> int:
@@ -257,14 +254,14 @@ def run_length(
     return 1 + int(run)
 
 
-@compiled
+@part
 def beneath(planes: npt.NDArray[np.float64], face: int, z: float, y: float, x: float) -> float:
     """Return how far an offset from the point is beneath a face."""
     along = planes[face, FACE] * z + planes[face, FACE + 1] * y + planes[face, FACE + 2] * x
     return along - planes[face, _OFFSET]
 
 
-@compiled
+@part
 def point_of(star: Star) -> tuple[float, float, float]:
     """Return the point."""
     point = len(star.corners) - 1
@@ -275,7 +272,7 @@ def point_of(star: Star) -> tuple[float, float, float]:
     )
 
 
-@compiled
+@part
 def walk(
     planes: npt.NDArray[np.float64],
     neighbours: npt.NDArray[np.int64],

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
-from chunkrestore.kernels.star_doubts import ASK_HULL, INSIDE, OUTSIDE, look_again, look_closely
+from chunkrestore.kernels.compiled import compiled, part
+from chunkrestore.kernels.star_doubts import ASK_HULL, INSIDE, OUTSIDE, look_again
 from chunkrestore.kernels.star_inside import (
     BENEATH,
     BEYOND,
@@ -102,7 +102,7 @@ def _hull(shapes: Shapes, row: int) -> npt.NDArray[np.float64]:
         return np.empty((0, 4))
 
 
-@compiled
+@part
 def cut(box: npt.NDArray[np.int64], region: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the part of `box` in `region`; all int64 (2, 3), first voxel and the one past the last."""
     window = np.empty((2, 3), np.int64)
@@ -146,7 +146,7 @@ def mark(shapes: Shapes, row: int, star: Star, piece: Piece, hulls: Hulls) -> bo
     return _mark_polyhedron(shapes, row, star, piece, hulls)
 
 
-@compiled
+@part
 def _mark_polyhedron(shapes: Shapes, row: int, star: Star, piece: Piece, hulls: Hulls) -> bool:
     mask, box, planes, neighbours = piece.mask, cut(star.box, piece.window), star.planes, shapes.neighbours
     z0, y0, x0 = piece.window[0, 0], piece.window[0, 1], piece.window[0, 2]
@@ -154,7 +154,7 @@ def _mark_polyhedron(shapes: Shapes, row: int, star: Star, piece: Piece, hulls: 
     x_first, x_stop = box[0, 2], box[1, 2]
     if not _any_open(piece, box):
         return True
-    has_planes, clear, line_face = erect(shapes, star), star.limits[0], 0
+    has_planes, clear, line_face = erect(shapes, star), star.limits[0], int(np.int64(0))
     pz, py, px = point_of(star)
     for r in range(len(mask)):
         z, y = z0 + (piece.first + r) // ny, y0 + (piece.first + r) % ny
@@ -186,11 +186,7 @@ def _mark_polyhedron(shapes: Shapes, row: int, star: Star, piece: Piece, hulls: 
                     x += 1
                 if x == end or mask[r, x - x0] != OPEN:
                     continue
-            verdict = (
-                look_again(shapes, star, z, y, x, here)
-                if has_planes
-                else look_closely(shapes, star, z, y, x, -1)
-            )
+            verdict = look_again(shapes, star, z, y, x, here, has_planes)
             if verdict == ASK_HULL:
                 verdict = _in_hull(hulls, row, z, y, x)
                 if verdict == ASK_HULL:
@@ -201,7 +197,7 @@ def _mark_polyhedron(shapes: Shapes, row: int, star: Star, piece: Piece, hulls: 
     return True
 
 
-@compiled
+@part
 def _any_open(piece: Piece, box: npt.NDArray[np.int64]) -> bool:
     """Return whether a voxel of `box` is open."""
     mask = piece.mask
@@ -216,7 +212,7 @@ def _any_open(piece: Piece, box: npt.NDArray[np.int64]) -> bool:
     return False
 
 
-@compiled
+@part
 def _in_hull(hulls: Hulls, row: int, z: int, y: int, x: int) -> int:
     for n in range(len(hulls.rows)):
         if hulls.rows[n] == row:
@@ -228,7 +224,7 @@ def _in_hull(hulls: Hulls, row: int, z: int, y: int, x: int) -> int:
     return ASK_HULL
 
 
-@compiled
+@part
 def _mark_polygon(star: Star, piece: Piece) -> None:
     """Mark pixels inside a polygon or on its border, by the rule of ``skimage.draw.polygon``.
 
@@ -281,7 +277,7 @@ def _mark_polygon(star: Star, piece: Piece) -> None:
         _settle_row(marks)
 
 
-@compiled
+@part
 def _settle_row(marks: npt.NDArray[np.uint8]) -> None:
     """Turn the marks of a row of pixels into answers."""
     parity = np.uint8(0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 from chunkrestore.kernels.star_convex import Rays, Rows, canonical_order
 from chunkrestore.kernels.star_inside import Shapes, boxes_of, shapes_of, take, work_space
 from chunkrestore.kernels.star_marking import MARKED, OPEN, PIECE, Hulls, Piece, mark, piece_of, with_hulls
@@ -106,22 +106,18 @@ def _measure(
         if nx > len(room):
             room = np.empty(nx, np.uint8)
         _begin(result, out)
-        first = 0
+        first = int(np.int64(0))
         while first < nz * ny:
             piece = piece_of(window, first, room)
             _fill(piece.mask, OPEN)
-            take(shapes, order[place], star)
-            if not mark(shapes, order[place], star, piece, hulls):
-                return k, order[place]
-            _turn(piece.mask, OPEN, np.uint8(0))
-            for n in range(n_found):
-                # The table is in canonical order.
-                other = found[n]
-                if other < place:
+            for n in range(-1, n_found):
+                # First the shape itself, then the better ones: the table is in canonical order.
+                other = found[n] if n >= 0 else place
+                if n < 0 or other < place:
                     take(shapes, order[other], star)
                     if not mark(shapes, order[other], star, piece, hulls):
                         return k, order[other]
-                    _turn(piece.mask, np.uint8(0), OPEN)
+                    _turn(piece.mask, n < 0)
             _add(result, out, piece)
             first += len(piece.mask)
         if result.volume[out] == 0:
@@ -130,9 +126,10 @@ def _measure(
     return len(todo), -1
 
 
-@compiled
-def _turn(mask: npt.NDArray[np.uint8], marked: np.uint8, unmarked: np.uint8) -> None:
-    """Give voxels that were open and are marked, or are not, new values."""
+@part
+def _turn(mask: npt.NDArray[np.uint8], is_inside: bool) -> None:
+    """Leave those open voxels open that are marked, or, unless `is_inside`, that are not."""
+    marked, unmarked = (OPEN, np.uint8(0)) if is_inside else (np.uint8(0), OPEN)
     for r in range(mask.shape[0]):
         for k in range(mask.shape[1]):
             if mask[r, k] == MARKED:
@@ -141,14 +138,14 @@ def _turn(mask: npt.NDArray[np.uint8], marked: np.uint8, unmarked: np.uint8) -> 
                 mask[r, k] = unmarked
 
 
-@compiled
+@part
 def _fill(mask: npt.NDArray[np.uint8], value: np.uint8) -> None:
     for r in range(mask.shape[0]):
         for k in range(mask.shape[1]):
             mask[r, k] = value
 
 
-@compiled
+@part
 def _begin(result: _Measures, out: int) -> None:
     result.volume[out] = 0
     for axis in range(3):
@@ -156,7 +153,7 @@ def _begin(result: _Measures, out: int) -> None:
         result.first[out, axis], result.last[out, axis] = np.iinfo(np.int64).max, -1
 
 
-@compiled
+@part
 def _add(result: _Measures, out: int, piece: Piece) -> None:
     """Add the open voxels of a piece."""
     z0, y0, x0 = piece.window[0, 0], piece.window[0, 1], piece.window[0, 2]
@@ -170,13 +167,8 @@ def _add(result: _Measures, out: int, piece: Piece) -> None:
         if n:
             z, y = z0 + (piece.first + r) // ny, y0 + (piece.first + r) % ny
             result.volume[out] += n
-            _extend(result, out, 0, n * z, z, z)
-            _extend(result, out, 1, n * y, y, y)
-            _extend(result, out, 2, n * x0 + sum_x, x0 + least, x0 + most)
-
-
-@compiled
-def _extend(result: _Measures, out: int, axis: int, total: int, first: int, last: int) -> None:
-    result.sum[out, axis] += total
-    result.first[out, axis] = min(result.first[out, axis], first)
-    result.last[out, axis] = max(result.last[out, axis], last)
+            sums, firsts, lasts = (n * z, n * y, n * x0 + sum_x), (z, y, x0 + least), (z, y, x0 + most)
+            for axis in range(3):
+                result.sum[out, axis] += sums[axis]
+                result.first[out, axis] = min(result.first[out, axis], firsts[axis])
+                result.last[out, axis] = max(result.last[out, axis], lasts[axis])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 
 _SMALLEST_CELL = 4
 """Voxels: smaller cells would hold less than one candidate of a usual prediction grid."""
@@ -90,36 +90,39 @@ def meeting(row: int, boxes: Neighbourhood, after: Integers, found: Integers) ->
     int
         How many.
     """
-    n = 0
-    point = boxes.points[row]
+    n = int(np.int64(0))
     for k in range(len(boxes.classes) - 1):
         begin, end = boxes.classes[k, 0], boxes.classes[k + 1, 0]
         cell, far = boxes.classes[k, 1], boxes.classes[k, 2] + boxes.reaches[row]
-        z0, z1 = _cells(0, point, boxes, far, cell)
-        y0, y1 = _cells(1, point, boxes, far, cell)
-        x0, x1 = _cells(2, point, boxes, far, cell)
+        z0, z1 = _cells(boxes.points[row, 0] - boxes.lowest[0], boxes.shape[0], far, cell)
+        y0, y1 = _cells(boxes.points[row, 1] - boxes.lowest[1], boxes.shape[1], far, cell)
+        x0, x1 = _cells(boxes.points[row, 2] - boxes.lowest[2], boxes.shape[2], far, cell)
         if (z1 - z0 + 1) * (y1 - y0 + 1) > end - begin:
             n = _among(row, boxes, begin, end, after, found, n)
             continue
         for z in range(z0, z1 + 1):
             for y in range(y0, y1 + 1):
                 line = (z * boxes.shape[1] + y) * boxes.shape[2]
-                first = begin + np.searchsorted(boxes.keys[begin:end], line + x0)
-                last = first
+                first, last = begin, end
+                while first < last:
+                    middle = (first + last) // 2
+                    if boxes.keys[middle] < line + x0:
+                        first = middle + 1
+                    else:
+                        last = middle
                 while last < end and boxes.keys[last] <= line + x1:
                     last += 1
                 n = _among(row, boxes, first, last, after, found, n)
     return n
 
 
-@compiled
-def _cells(axis: int, point: Integers, boxes: Neighbourhood, far: int, cell: int) -> tuple[int, int]:
+@part
+def _cells(at: int, n_cells: int, far: int, cell: int) -> tuple[int, int]:
     """Return the first and the last cell along an axis that hold points no farther than `far`."""
-    at = point[axis] - boxes.lowest[axis]
-    return max(at - far, 0) // cell, min(at + far, boxes.shape[axis] * _SMALLEST_CELL - 1) // cell
+    return max(at - far, 0) // cell, min(at + far, n_cells * _SMALLEST_CELL - 1) // cell
 
 
-@compiled
+@part
 def _among(
     row: int, boxes: Neighbourhood, first: int, last: int, after: Integers, found: Integers, n: int
 ) -> int:

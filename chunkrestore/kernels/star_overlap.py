@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 from chunkrestore.kernels.star_convex import Rays
 from chunkrestore.kernels.star_directions import CELLS, TURN, cell_of, faces_by_direction
 
@@ -26,6 +26,9 @@ _OF_DETERMINANT = 8e-6
 
 _OF_COORDINATE = 2.0**-23
 """Error of a vertex in the volume as a share of its largest coordinate: rounded to float32, on three axes."""
+
+_SIDES = np.array([[2, 3, 4], [1, 3, 2], [1, 4, 3], [1, 2, 4]])
+"""Sides of a tetrahedron of points 1 (the centre) to 4, the face first."""
 
 
 class Surface(NamedTuple):
@@ -90,7 +93,8 @@ def empty_body(surface: Surface) -> Body:
 @compiled
 def place(body: Body, surface: Surface, point: npt.NDArray[np.int64], dist: npt.NDArray[np.float32]) -> None:
     """Put the polyhedron with distances `dist` at `point` into `body`, with StarDist's float32 vertices."""
-    body.point[:] = point
+    for axis in range(3):
+        body.point[axis] = point[axis]
     farthest, shortest, outermost = 0.0, np.inf, 0.0
     for k in range(len(dist)):
         length = 0.0
@@ -102,8 +106,8 @@ def place(body: Body, surface: Surface, point: npt.NDArray[np.int64], dist: npt.
             outermost = max(outermost, abs(np.float64(absolute)))
         farthest, shortest = max(farthest, length), min(shortest, length)
     for f in range(len(surface.faces)):
-        a, b, c = surface.faces[f]
-        az, ay, ax = body.corners[a]
+        a, b, c = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+        az, ay, ax = body.corners[a, 0], body.corners[a, 1], body.corners[a, 2]
         pz, py, px = body.corners[b, 0] - az, body.corners[b, 1] - ay, body.corners[b, 2] - ax
         qz, qy, qx = body.corners[c, 0] - az, body.corners[c, 1] - ay, body.corners[c, 2] - ax
         nz, ny, nx = px * qy - py * qx, pz * qx - px * qz, py * qz - pz * qy
@@ -116,13 +120,13 @@ def place(body: Body, surface: Surface, point: npt.NDArray[np.int64], dist: npt.
     body.margins[2] = turn > TURN / 2 or not surface.is_regular
 
 
-@compiled
+@part
 def _decide(dz: int, dy: int, dx: int, body: Body, surface: Surface) -> int:
     """Return 1 if a voxel seen from the point lies in a polyhedron, 0 if not, -1 if rounding decides.
 
     The answer is that of float32, whatever the order of the operations in it.
     """
-    cell = cell_of(dz, dy, dx)
+    cell = cell_of(float(dz), float(dy), float(dx))
     first, last = surface.starts[cell], surface.starts[cell + 1]
     sides, planes = surface.sides, body.planes
     near = body.margins[1] * (abs(dz) + abs(dy) + abs(dx)) if last - first > 1 else -np.inf
@@ -140,31 +144,30 @@ def _decide(dz: int, dy: int, dx: int, body: Body, surface: Surface) -> int:
     return -1
 
 
-@compiled
+@part
 def _inside_float32(z: int, y: int, x: int, body: Body, surface: Surface) -> bool:
     """Return whether a voxel lies in the tetrahedron of a face, in StarDist's operations."""
     voxel = np.empty((5, 3), np.float32)
     voxel[0, 0], voxel[0, 1], voxel[0, 2] = z, y, x
-    voxel[1] = body.point
+    for axis in range(3):
+        voxel[1, axis] = body.point[axis]
     flat = body.margins[2] > 0
-    cell = cell_of(z - body.point[0], y - body.point[1], x - body.point[2])
+    cell = cell_of(float(z - body.point[0]), float(y - body.point[1]), float(x - body.point[2]))
     first, last = (0, len(surface.faces)) if flat else (surface.starts[cell], surface.starts[cell + 1])
     for place_ in range(first, last):
         f = place_ if flat else surface.members[place_]
         for k in range(3):
             for axis in range(3):
                 voxel[2 + k, axis] = body.corners[surface.faces[f, k], axis] + body.point[axis]
-        if (
-            _beneath(voxel, 2, 3, 4)
-            and _beneath(voxel, 1, 3, 2)
-            and _beneath(voxel, 1, 4, 3)
-            and _beneath(voxel, 1, 2, 4)
-        ):
+        n = 0
+        while n < 4 and _beneath(voxel, _SIDES[n, 0], _SIDES[n, 1], _SIDES[n, 2]):
+            n += 1
+        if n == 4:
             return True
     return False
 
 
-@compiled
+@part
 def _beneath(p: npt.NDArray[np.float32], a: int, b: int, c: int) -> bool:
     """Return whether point 0 lies on the inner side of the plane through points a, b and c."""
     m00, m01, m02 = p[b, 0] - p[a, 0], p[b, 1] - p[a, 1], p[b, 2] - p[a, 2]
@@ -196,7 +199,7 @@ def boxes_and_volumes(
             boxes[i, 0, axis], boxes[i, 1, axis] = np.int64(lower), np.int64(upper)
         total = np.float32(0)
         for f in range(len(surface.faces)):
-            a, b, c = surface.faces[f]
+            a, b, c = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
             for axis in range(3):
                 corner = dist[i, a] * vertices[a, axis]
                 m[0, axis] = dist[i, b] * vertices[b, axis] - corner
@@ -210,7 +213,7 @@ def boxes_and_volumes(
         volumes[i] = total
 
 
-@compiled
+@part
 def _from_the_middle(k: int, first: int, last: int) -> int:
     """Return the k-th of the numbers `first` to `last`, in the order of their distance from the middle."""
     middle = (first + last) // 2
@@ -245,7 +248,7 @@ def scan(
         The number, or any number beyond one of `bounds` if the whole number is.
     """
     n_y, n_x = box[1, 1] - box[0, 1] + 1, box[1, 2] - box[0, 2] + 1
-    p_z, p_y, p_x = body.point
+    p_z, p_y, p_x = body.point[0], body.point[1], body.point[2]
     in_slice = max(window[1, 1] - window[0, 1] + 1, 0) * max(window[1, 2] - window[0, 2] + 1, 0)
     flat = body.margins[2] > 0
     n, left = 0, (window[1, 0] - window[0, 0] + 1) * in_slice
@@ -268,10 +271,10 @@ def scan(
     return n
 
 
-@compiled
+@part
 def fill(mask: npt.NDArray[np.bool_], box: npt.NDArray[np.int64], body: Body, surface: Surface) -> None:
     """Write into the flat array `mask`, in raster order, which voxels of `box` lie in a polyhedron."""
-    p_z, p_y, p_x = body.point
+    p_z, p_y, p_x = body.point[0], body.point[1], body.point[2]
     flat = body.margins[2] > 0
     k = 0
     for z in range(box[0, 0], box[1, 0] + 1):

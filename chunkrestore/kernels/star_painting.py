@@ -48,7 +48,7 @@ def paint(core: Slices, rows: Rows, rays: Rays, rescale: Sequence[float] | None 
     -----
     One thread, without the interpreter lock. Memory beside the labels: about 100 bytes per row, and some MiB.
     """
-    region = np.array([[c.start, c.stop] for c in core], np.int64).T
+    region = np.array([[c.start for c in core], [c.stop for c in core]], np.int64)
     labels = np.zeros(region[1] - region[0], rows["ids"].dtype)
     if not len(rows["ids"]) or not labels.size:
         return labels
@@ -82,7 +82,7 @@ def _paint(
         window = cut(star.box, region)
         z0, y0, x0 = window[0, 0] - region[0, 0], window[0, 1] - region[0, 1], window[0, 2] - region[0, 2]
         nz, ny, nx = window[1, 0] - window[0, 0], window[1, 1] - window[0, 1], window[1, 2] - window[0, 2]
-        first = 0
+        first = int(np.int64(0))
         while first < nz * ny:
             piece = piece_of(window, first, room)
             mask = piece.mask

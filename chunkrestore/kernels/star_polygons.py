@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 from chunkrestore.kernels.star_convex import Rays
 
 _CORNER = 0.3
@@ -83,9 +83,10 @@ def common_area(i: int, j: int, table: Polygons, first: int, last: int) -> float
     total = 0.0
     for strip in range(first, last, _STRIP):
         end = min(strip + _STRIP, last)
-        counts[:] = 0
-        _cross(0, table.vertices[i], strip, end, table)
-        _cross(1, table.vertices[j], strip, end, table)
+        for row in range(end - strip):
+            counts[row] = 0
+        for which in range(2):
+            _cross(which, table.vertices[j if which else i], strip, end, table)
         for row in range(end - strip):
             one = other = 0.0
             for k in range(counts[row]):
@@ -98,7 +99,7 @@ def common_area(i: int, j: int, table: Polygons, first: int, last: int) -> float
     return float(total)
 
 
-@compiled
+@part
 def _cross(which: int, vertices: npt.NDArray[np.int64], strip: int, end: int, table: Polygons) -> None:
     """Add the crossings of an outline with the middles of the rows `strip` to `end`, sorted along each row."""
     crossings, counts = table.crossings, table.counts
@@ -120,7 +121,7 @@ def _cross(which: int, vertices: npt.NDArray[np.int64], strip: int, end: int, ta
         k = m
 
 
-@compiled
+@part
 def uncertainty(i: int, j: int, table: Polygons, boxes: npt.NDArray[np.int64]) -> float:
     """Return by how much StarDist's common area may differ from ours."""
     length = table.outlines[i, 0] + table.outlines[j, 0]

@@ -147,7 +147,8 @@ def _possible(
         n_near = meeting(row, where, wanted, near)
         if n + n_near > len(pairs):
             larger = np.empty((2 * (n + n_near), 2), np.intp)
-            larger[:n] = pairs[:n]
+            for k in range(n):
+                larger[k, 0], larger[k, 1] = pairs[k, 0], pairs[k, 1]
             pairs = larger
         for other in near[:n_near]:
             room = 1.0

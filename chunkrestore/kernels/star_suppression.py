@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import compiled, part
 from chunkrestore.kernels.star_convex import Rays, Rows, canonical_order, library
 from chunkrestore.kernels.star_neighbours import Neighbourhood, meeting, neighbourhood
 from chunkrestore.kernels.star_overlap import Surface, boxes_and_volumes, fill, place
@@ -226,10 +226,10 @@ def _turn_of_solids(begin: int, queue: Queue, solids: Solids, thresh: float, exa
         queue.waiting[i] = 0
         queue.survives[i] = True
         n_undecided, placed = 0, False
-        both[0] = queue.where.boxes[i]
+        _copy_box(queue.where.boxes[i], both[0])
         for k in range(meeting(i, queue.where, queue.waiting, queue.found)):
             j = queue.found[k]
-            both[1] = queue.where.boxes[j]
+            _copy_box(queue.where.boxes[j], both[1])
             smaller = np.float64(min(solids.volumes[i], solids.volumes[j])) + 1e-10
             limit = thresh * smaller
             verdict = _by_boxes(limit, both, pair.window, exact) if thresh < 1 or not exact else KEEP
@@ -253,7 +253,14 @@ def _turn_of_solids(begin: int, queue: Queue, solids: Solids, thresh: float, exa
     return len(queue.waiting), 0
 
 
-@compiled
+@part
+def _copy_box(box: npt.NDArray[np.int64], copy: npt.NDArray[np.int64]) -> None:
+    """Do ``copy[:] = box``, which takes a second to compile."""
+    for axis in range(3):
+        copy[0, axis], copy[1, axis] = box[0, axis], box[1, axis]
+
+
+@part
 def _by_boxes(limit: float, boxes: npt.NDArray[np.int64], window: npt.NDArray[np.int64], exact: bool) -> int:
     """Return `SUPPRESS` if two polyhedra may suppress each other by their boxes, whose common part is the `window`.
 
@@ -269,7 +276,7 @@ def _by_boxes(limit: float, boxes: npt.NDArray[np.int64], window: npt.NDArray[np
     return UNDECIDED if exact and product <= limit * (1 + _ROUNDING) else SUPPRESS
 
 
-@compiled
+@part
 def _rendered(
     mask: npt.NDArray[np.bool_], box: npt.NDArray[np.int64], pair: Pair, surface: Surface
 ) -> npt.NDArray[np.bool_]:

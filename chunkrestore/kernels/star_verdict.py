@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkrestore.kernels.compiled import compiled
+from chunkrestore.kernels.compiled import part
 from chunkrestore.kernels.star_hulls import Hull, convex_hull, room, volume_of_intersection
 from chunkrestore.kernels.star_overlap import Body, Surface, empty_body, scan
 
@@ -83,7 +83,7 @@ def empty_pair(surface: Surface) -> Pair:
     )
 
 
-@compiled
+@part
 def by_voxels(
     limit: float, mask: npt.NDArray[np.bool_], box: npt.NDArray[np.int64], pair: Pair, surface: Surface
 ) -> int:
@@ -92,7 +92,7 @@ def by_voxels(
     return SUPPRESS if scan(mask, box, window, pair.second, surface, (limit, limit)) > limit else KEEP
 
 
-@compiled
+@part
 def as_stardist(
     limit: float,
     smaller: float,
@@ -117,7 +117,7 @@ def as_stardist(
         The polyhedra.
     """
     band = _BAND * smaller
-    lowest, highest = _balls(pair, surface, boxes)
+    lowest, highest = _balls(pair, boxes)
     if highest <= limit - band:
         return KEEP
     if not (highest > limit + band) or abs(lowest - limit) <= band:
@@ -141,32 +141,32 @@ def as_stardist(
         return KEEP
     if abs(n - limit) <= 1e-6 * limit:
         return UNDECIDED
-    if n > limit:
-        volume = _common_hull(pair)
-        outside = SUPPRESS
-    else:
-        volume = _common_kernel(pair, surface)
-        outside = KEEP
+    m = _hulls(pair) if n > limit else _kernels(pair, surface)
+    volume = _common(pair, m)
     if volume == -2:
-        return outside
+        return SUPPRESS if n > limit else KEEP
     if volume < 0 or abs(volume - limit) <= band:
         return UNDECIDED
     return SUPPRESS if volume > limit else KEEP
 
 
-@compiled
+@part
 def _extents(pair: Pair) -> tuple[float, float, float]:
     """Return the size of the common box of two polyhedra, not rounded."""
     size = np.empty(3)
     for axis in range(3):
-        a, b = pair.first.corners[:, axis], pair.second.corners[:, axis]
+        a_low, a_high = np.inf, -np.inf
+        b_low, b_high = np.inf, -np.inf
+        for k in range(len(pair.first.corners)):
+            a, b = pair.first.corners[k, axis], pair.second.corners[k, axis]
+            a_low, a_high, b_low, b_high = min(a_low, a), max(a_high, a), min(b_low, b), max(b_high, b)
         shift = pair.second.point[axis] - pair.first.point[axis]
-        size[axis] = max(0.0, min(a.max(), b.max() + shift) - max(a.min(), b.min() + shift))
+        size[axis] = max(0.0, min(a_high, b_high + shift) - max(a_low, b_low + shift))
     return size[0], size[1], size[2]
 
 
-@compiled
-def _balls(pair: Pair, surface: Surface, boxes: npt.NDArray[np.int64]) -> tuple[float, float]:
+@part
+def _balls(pair: Pair, boxes: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Return StarDist's bounds on the common volume from inner and outer balls.
 
     Balls where axes are scaled to the proportions of the boxes. Of balls of which one holds the other, StarDist
@@ -175,19 +175,24 @@ def _balls(pair: Pair, surface: Surface, boxes: npt.NDArray[np.int64]) -> tuple[
     scale = np.empty(3)
     for axis in range(3):
         scale[axis] = boxes[0, 1, axis] - boxes[0, 0, axis] + boxes[1, 1, axis] - boxes[1, 0, axis]
-    scale = scale.max() / scale
-    inner_1, outer_1 = _radii(pair.first, surface, scale)
-    inner_2, outer_2 = _radii(pair.second, surface, scale)
+    largest = max(scale[0], scale[1], scale[2])
+    radii = np.empty((2, 2))
+    for axis in range(3):
+        scale[axis] = largest / scale[axis]
+    for k in range(2):
+        radii[0, k], radii[1, k] = _radii(pair.first if k == 0 else pair.second, scale)
     distance = 0.0
     for axis in range(3):
         distance += (scale[axis] * (pair.first.point[axis] - pair.second.point[axis])) ** 2
     distance = np.sqrt(distance)
     product = scale[0] * scale[1] * scale[2]
-    return _lens(inner_1, inner_2, distance, product), _lens(outer_1, outer_2, distance, product)
+    for k in range(2):
+        radii[k, 0] = _lens(radii[k, 0], radii[k, 1], distance, product)
+    return radii[0, 0], radii[1, 0]
 
 
-@compiled
-def _radii(body: Body, surface: Surface, scale: Floats) -> tuple[float, float]:
+@part
+def _radii(body: Body, scale: Floats) -> tuple[float, float]:
     """Return the radii of the inner and the outer ball of a polyhedron whose axes are scaled."""
     outer = 0.0
     for k in range(len(body.corners)):
@@ -204,7 +209,7 @@ def _radii(body: Body, surface: Surface, scale: Floats) -> tuple[float, float]:
     return inner, np.sqrt(outer)
 
 
-@compiled
+@part
 def _lens(r: float, s: float, distance: float, product: float) -> float:
     """Return StarDist's common volume of two balls; NaN where rounding decides if one holds the other."""
     if distance > r + s:
@@ -220,34 +225,37 @@ def _lens(r: float, s: float, distance: float, product: float) -> float:
     return np.pi / 3 * (h * h * (3 * r - h) + k * k * (3 * s - k)) / product
 
 
-@compiled
-def _common_hull(pair: Pair) -> float:
-    """Return the volume of the intersection of the convex hulls; -2 if the midpoint is outside, -1 if unsure."""
+@part
+def _hulls(pair: Pair) -> int:
+    """Write the planes of the convex hulls, seen from the midpoint; return how many, 0 if there is no hull."""
     if pair.n_first_hull[0] < 0:
         pair.n_first_hull[0] = convex_hull(pair.first.corners, len(pair.first.corners), pair.hull)
-        pair.first_hull[: pair.n_first_hull[0]] = pair.hull.planes[: pair.n_first_hull[0]]
+        for k in range(pair.n_first_hull[0]):
+            for column in range(4):
+                pair.first_hull[k, column] = pair.hull.planes[k, column]
     m = pair.n_first_hull[0]
     n = convex_hull(pair.second.corners, len(pair.second.corners), pair.hull)
     if m == 0 or n == 0:
-        return -1.0
+        return 0
     for k in range(m + n):
-        source = pair.first_hull[k] if k < m else pair.hull.planes[k - m]
         sign = 0.5 if k < m else -0.5
-        pair.planes[k] = source
+        for column in range(4):
+            pair.planes[k, column] = pair.first_hull[k, column] if k < m else pair.hull.planes[k - m, column]
         for axis in range(3):
-            # Seen from the midpoint of the points.
-            pair.planes[k, 3] -= sign * source[axis] * (pair.second.point[axis] - pair.first.point[axis])
-    return _common(pair, m + n)
+            shift = pair.second.point[axis] - pair.first.point[axis]
+            pair.planes[k, 3] -= sign * pair.planes[k, axis] * shift
+    return m + n
 
 
-@compiled
-def _common_kernel(pair: Pair, surface: Surface) -> float:
-    """Return the volume of the intersection of the kernels; -2 if the midpoint is outside, -1 if unsure."""
+@part
+def _kernels(pair: Pair, surface: Surface) -> int:
+    """Write the planes of the kernels, seen from the midpoint of the points; return how many."""
     corner, edge = np.empty(3, np.float32), np.empty((2, 3), np.float32)
-    n = 0
+    n_faces = len(surface.faces)
     for which in range(2):
         body = pair.first if which == 0 else pair.second
-        for f in range(len(surface.faces)):
+        for f in range(n_faces):
+            n = which * n_faces + f
             for axis in range(3):
                 at = body.point[axis]
                 corner[axis] = body.corners[surface.faces[f, 0], axis] + at
@@ -255,8 +263,8 @@ def _common_kernel(pair: Pair, surface: Surface) -> float:
                     edge[k, axis] = (
                         np.float32(body.corners[surface.faces[f, k + 1], axis] + at) - corner[axis]
                     )
-            pz, py, px = edge[0]
-            qz, qy, qx = edge[1]
+            pz, py, px = edge[0, 0], edge[0, 1], edge[0, 2]
+            qz, qy, qx = edge[1, 0], edge[1, 1], edge[1, 2]
             nz, ny, nx = -(py * qx - px * qy), -(px * qz - pz * qx), -(pz * qy - py * qz)
             offset = corner[0] * nz + corner[1] * ny + corner[2] * nx
             pair.planes[n, 0], pair.planes[n, 1], pair.planes[n, 2] = nz, ny, nx
@@ -265,14 +273,13 @@ def _common_kernel(pair: Pair, surface: Surface) -> float:
                 middle = (pair.first.point[axis] + pair.second.point[axis]) / 2
                 product -= pair.planes[n, axis] * middle
             pair.planes[n, 3] = product
-            n += 1
-    return _common(pair, n)
+    return 2 * n_faces
 
 
-@compiled
+@part
 def _common(pair: Pair, n: int) -> float:
     """Return the volume of the intersection of `n` half-spaces; -2 if the origin is outside, -1 if unsure."""
-    unsure = False
+    unsure = n == 0
     for k in range(n):
         length = 0.0
         for axis in range(3):
