@@ -121,7 +121,7 @@ def place(body: Body, surface: Surface, point: npt.NDArray[np.int64], dist: npt.
 
 
 @part
-def _decide(dz: int, dy: int, dx: int, body: Body, surface: Surface) -> int:
+def decide(dz: int, dy: int, dx: int, body: Body, surface: Surface) -> int:
     """Return 1 if a voxel seen from the point lies in a polyhedron, 0 if not, -1 if rounding decides.
 
     The answer is that of float32, whatever the order of the operations in it.
@@ -145,7 +145,7 @@ def _decide(dz: int, dy: int, dx: int, body: Body, surface: Surface) -> int:
 
 
 @part
-def _inside_float32(z: int, y: int, x: int, body: Body, surface: Surface) -> bool:
+def inside_float32(z: int, y: int, x: int, body: Body, surface: Surface) -> bool:
     """Return whether a voxel lies in the tetrahedron of a face, in StarDist's operations."""
     voxel = np.empty((5, 3), np.float32)
     voxel[0, 0], voxel[0, 1], voxel[0, 2] = z, y, x
@@ -214,7 +214,7 @@ def boxes_and_volumes(
 
 
 @part
-def _from_the_middle(k: int, first: int, last: int) -> int:
+def from_the_middle(k: int, first: int, last: int) -> int:
     """Return the k-th of the numbers `first` to `last`, in the order of their distance from the middle."""
     middle = (first + last) // 2
     return middle + (k + 1) // 2 if k % 2 else middle - k // 2
@@ -256,15 +256,15 @@ def scan(
         if n + left <= bounds[0]:
             break
         left -= in_slice
-        z = _from_the_middle(k_z, window[0, 0], window[1, 0])
+        z = from_the_middle(k_z, window[0, 0], window[1, 0])
         for k_y in range(window[1, 1] - window[0, 1] + 1):
-            y = _from_the_middle(k_y, window[0, 1], window[1, 1])
+            y = from_the_middle(k_y, window[0, 1], window[1, 1])
             line = ((z - box[0, 0]) * n_y + y - box[0, 1]) * n_x - box[0, 2]
             for x in range(window[0, 2], window[1, 2] + 1):
                 if mask[line + x]:
-                    answer = -1 if flat else _decide(z - p_z, y - p_y, x - p_x, body, surface)
+                    answer = -1 if flat else decide(z - p_z, y - p_y, x - p_x, body, surface)
                     if answer < 0:
-                        answer = _inside_float32(z, y, x, body, surface)
+                        answer = inside_float32(z, y, x, body, surface)
                     n += answer
             if n > bounds[1]:
                 return n
@@ -280,8 +280,8 @@ def fill(mask: npt.NDArray[np.bool_], box: npt.NDArray[np.int64], body: Body, su
     for z in range(box[0, 0], box[1, 0] + 1):
         for y in range(box[0, 1], box[1, 1] + 1):
             for x in range(box[0, 2], box[1, 2] + 1):
-                answer = -1 if flat else _decide(z - p_z, y - p_y, x - p_x, body, surface)
+                answer = -1 if flat else decide(z - p_z, y - p_y, x - p_x, body, surface)
                 if answer < 0:
-                    answer = _inside_float32(z, y, x, body, surface)
+                    answer = inside_float32(z, y, x, body, surface)
                 mask[k] = answer
                 k += 1

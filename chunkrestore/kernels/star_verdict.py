@@ -13,9 +13,8 @@ does not lie in all half-spaces. Here each is computed to rounding, in float64 b
 - Any convex body has a volume V < C + S / 2, with C its lattice points and S its surface [1]_. K lies in the common
   box of size a x b x c, whose surface is larger, and its lattice points are common voxels. So
   ``C + ab + bc + ca <= limit`` keeps the pair.
-- Unit cubes around the lattice points of a convex body lie in its sum with a unit cube, whose volume exceeds V by
-  mixed volumes, which grow with the body. So ``V >= C - ((a + 1)(b + 1)(c + 1) - abc)`` for the hulls' intersection,
-  which holds all common voxels: if that is more than `limit`, H and C are.
+- The hulls' intersection is convex and holds all common voxels, which bounds its volume from below
+  (`chunkrestore.kernels.star_sections`): if that and C are more than `limit`, so is H.
 - Otherwise C decides which of H and K matters, and that one is computed.
 
 A pair is *undecided* where a number that matters lies within rounding of `limit`, the midpoint within rounding of a
@@ -39,6 +38,7 @@ import numpy.typing as npt
 from chunkrestore.kernels.compiled import part
 from chunkrestore.kernels.star_hulls import Hull, convex_hull, room, volume_of_intersection
 from chunkrestore.kernels.star_overlap import Body, Surface, empty_body, scan
+from chunkrestore.kernels.star_sections import sections
 
 KEEP, SUPPRESS, UNDECIDED = 0, 1, 2
 
@@ -117,25 +117,25 @@ def as_stardist(
         The polyhedra.
     """
     band = _BAND * smaller
-    lowest, highest = _balls(pair, boxes)
-    if highest <= limit - band:
-        return KEEP
-    if not (highest > limit + band) or abs(lowest - limit) <= band:
-        return UNDECIDED
-    if lowest > limit:
-        return SUPPRESS
     window = pair.window
     flat = pair.second.margins[2] > 0 or pair.first.margins[2] > 0
     if pair.second.margins[2] > 0:
         # Rounding may put voxels of such a polyhedron anywhere.
         window = boxes[0]
     a, b, c = _extents(pair)
-    margin = band + 1e-3
-    surely = limit + (a + 1) * (b + 1) * (c + 1) - a * b * c + margin
-    if flat:
-        surely = np.inf
-    n = scan(mask, boxes[0], window, pair.second, surface, (limit - a * b - b * c - c * a - margin, surely))
-    if n > surely:
+    margin = band + 1e-2
+    enough = np.inf if flat else limit + margin
+    bounds = limit - a * b - b * c - c * a - margin, enough
+    n, least = sections(mask, boxes[0], window, pair.second, surface, bounds)
+    if n > enough and least > enough:
+        # Balls around both hold the hulls' intersection, too.
+        return SUPPRESS
+    lowest, highest = _balls(pair, boxes)
+    if highest <= limit - band:
+        return KEEP
+    if not (highest > limit + band) or abs(lowest - limit) <= band:
+        return UNDECIDED
+    if lowest > limit:
         return SUPPRESS
     if n + a * b + b * c + c * a <= limit - margin:
         return KEEP
