@@ -53,9 +53,7 @@ def test_all_objects_that_can_meet_are_of_blocks_that_know_of_each_other(grid, r
     radii = {b.index: random.uniform(0, 6) for b in grid if random.random() < 0.7}
     reaches = Reaches(grid, radii)
     for a, b in itertools.permutations(radii, 2):
-        p, q = (
-            [random.uniform(c.start, c.stop - 1e-9) for c in grid.block(index).core] for index in (a, b)
-        )
+        p, q = ([random.uniform(c.start, c.stop - 1e-9) for c in grid.block(index).core] for index in (a, b))
         if max(abs(x - y) for x, y in zip(p, q, strict=True)) < radii[a] + radii[b]:
             assert b in reaches.rivals(a)
             assert a in reaches.rivals(b)

@@ -347,9 +347,9 @@ def test_tables_are_what_the_contract_says(case_3d):
     objects = operator.measure(survivors, {}, block)
     m = len(objects["prob"])
     whole = {"key": ("int64", (m,)), "volume": ("int64", (m,))}
-    assert described(objects) == {k: (d, (m, *s[1:])) for k, (d, s) in columns.items()} | whole | dict.fromkeys(
-        ("sum", "first", "last"), ("int64", (m, 3))
-    )
+    assert described(objects) == {
+        k: (d, (m, *s[1:])) for k, (d, s) in columns.items()
+    } | whole | dict.fromkeys(("sum", "first", "last"), ("int64", (m, 3)))
     assert operator.radius(detected) == pytest.approx(detected["dist"].max() + 1.5, abs=1e-5)
     assert operator.radius({key: column[:0] for key, column in detected.items()}) is None
 

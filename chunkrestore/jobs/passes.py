@@ -141,7 +141,9 @@ class Pass:
         """Peak bytes of a worker: one block computes, the next one is read and the one before is written."""
         core = central_block(self.grid.shape, self.block_shape)
         read = self.blocks(core)[0].read_shape
-        waiting = 2 * (self.n_channels * self.dtype.itemsize * math.prod(read) + _ITEMSIZE * math.prod(core.core_shape))
+        waiting = 2 * (
+            self.n_channels * self.dtype.itemsize * math.prod(read) + _ITEMSIZE * math.prod(core.core_shape)
+        )
         return self.memory_nbytes + waiting
 
     def describe(self) -> dict[str, Any]:

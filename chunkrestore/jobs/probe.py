@@ -121,7 +121,9 @@ class _Probing:
             numbers["pilot"] = self._pilot(first, numbers)
         if first.needs:
             n = self.work.n_channels
-            first = first.resolve(numbers if n == 1 else {name: (value,) * n for name, value in numbers.items()})
+            first = first.resolve(
+                numbers if n == 1 else {name: (value,) * n for name, value in numbers.items()}
+            )
         if isinstance(first, LabelOperator):
             return self._labels(first)
         return self._image([first, *others])

@@ -272,9 +272,7 @@ def _prepared(
         calibration = earlier.get("calibration") or calibrated(chain, image)
         chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
     made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards)
-    job = Job(
-        made, image, output, options.label_name, options.version, calibration, nbytes, options.objects
-    )
+    job = Job(made, image, output, options.label_name, options.version, calibration, nbytes, options.objects)
     _check(job, ledger, overwrite)
     to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
     return job
