@@ -195,7 +195,8 @@ def test_the_table_of_the_objects_tells_what_the_labels_show(tmp_path, monkeypat
     monkeypatch.setattr("chunkrestore.jobs.job.StarDist", Crystals)
     image = store_of(scene(), tmp_path)
     report = cr.run(Crystals(), image, image.path, block_shape=(8, 8, 8), objects="shapes", **SERIAL)
-    rows = parquet.read_table(tmp_path / "in.zarr" / "labels" / "labels" / "objects.parquet").to_pydict()
+    assert report.outputs[1:] == [str(tmp_path / "in.zarr" / "labels" / "labels" / "objects.parquet")]
+    rows = parquet.read_table(report.outputs[1]).to_pydict()
     found = regionprops(labels_of(image.path), spacing=(2.0, 0.5, 0.25))
     assert rows["label"] == [region.label for region in found] == list(range(1, report.n_objects + 1))
     assert rows["n_voxels"] == [region.num_pixels for region in found]

@@ -281,6 +281,8 @@ class Job:
         elif self.label_name not in label_names(self.output):
             _list_labels(self.label_path)
         stages.report.outputs.append(self.label_path)
+        if self.objects is not None:
+            stages.report.outputs.append(table_path(self.label_path))
 
     def _columns(self, operators: Mapping[Plane, StarDist]) -> ObjectColumns:
         """Return what the table of the objects tells."""
