@@ -37,6 +37,7 @@ class Crystals:
     radius = StarDist.radius
     settle = StarDist.settle
     survivors = StarDist.survivors
+    within = StarDist.within
     measure = StarDist.measure
     paint = StarDist.paint
     _rescaling = StarDist._rescaling

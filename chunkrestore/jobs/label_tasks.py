@@ -7,6 +7,7 @@ blocks have one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,17 @@ from chunkrestore.stitch.numbering import owners, rank
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import RegionReader, RegionWriter
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another block whose survivors can meet those of a block."""
+
+    item: Item
+    n_round: int
+    """Round of its present survivors."""
+    distance: float
+    """Voxels from the core, beyond which a point of its survivors does not matter."""
 
 
 def detect(
@@ -76,13 +88,13 @@ def settle(
     block: Block,
     operator: SettlingOperator,
     folder: Path,
-    present: Mapping[Item, int],
+    present: Sequence[Rival],
     n_round: int,
 ) -> dict[str, Any]:
-    """Decide one block's objects against its neighbours' survivors; `present` tells of which round those are."""
+    """Decide one block's objects against its neighbours' present survivors."""
     with phase("read"):
         own = load_table(folder, "detected", item)
-        others = _survivors(folder, present)
+        others = _survivors(block, operator, folder, present)
     with phase("decide"):
         settled = operator.settle(own, others, block)
     return _save_survivors(folder, item, operator.survivors(settled), n_round)
@@ -93,15 +105,16 @@ def measure(
     block: Block,
     operator: SettlingOperator,
     folder: Path,
-    present: Mapping[Item, int],
+    n_round: int,
+    present: Sequence[Rival],
 ) -> dict[str, Any]:
     """Keep those of a block's survivors that show, with what is known of them; its candidates are dropped.
 
-    `present` tells of the rounds of this block's survivors and of those around it.
+    `n_round` is that of this block's survivors, `present` tells of those around it.
     """
     with phase("read"):
-        own = _survivors(folder, {item: present[item]})
-        others = _survivors(folder, {other: r for other, r in present.items() if other != item})
+        own = load_table(folder, f"survivors-{n_round}", item)
+        others = _survivors(block, operator, folder, present)
     with phase("measure"):
         objects = operator.measure(own, others, block)
     if n_rows(objects):
@@ -245,8 +258,12 @@ def _joined(folder: Path, item: Item, grid: BlockGrid) -> Table:
     return load_table(folder, "detected", item) | {"ids": ids}
 
 
-def _survivors(folder: Path, present: Mapping[Item, int]) -> Table:
-    return concatenate(load_table(folder, f"survivors-{n_round}", item) for item, n_round in present.items())
+def _survivors(block: Block, operator: SettlingOperator, folder: Path, present: Sequence[Rival]) -> Table:
+    """Return the survivors of other blocks that can meet those of a block; of one block at a time all are read."""
+    return concatenate(
+        operator.within(load_table(folder, f"survivors-{rival.n_round}", rival.item), block, rival.distance)
+        for rival in present
+    )
 
 
 def _save_survivors(folder: Path, item: Item, table: Table, n_round: int) -> dict[str, Any]:

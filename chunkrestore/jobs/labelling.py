@@ -124,8 +124,18 @@ class Labelling:
 
     def _settle(self, detected: Mapping[Item, Any]) -> None:
         """Let candidates compete across blocks until nothing changes, and keep the objects that show."""
-        rivals = self._reaches(detected, Reaches.rivals)
+        reaches = self._reaches(detected)
         rounds = itertools.count(1)
+
+        def rivals(item: Item) -> list[Item]:
+            return [(*item[:2], *index) for index in reaches[item[0], item[1]].rivals(item[2:])]
+
+        def present_around(item: Item, current: Mapping[Item, Survivors]) -> list[label_tasks.Rival]:
+            between = reaches[item[0], item[1]].between
+            return [
+                label_tasks.Rival(other, current[other].n_round, between(item[2:], other[2:]))
+                for other in rivals(item)
+            ]
 
         def settle(items: Sequence[Item], current: Mapping[Item, Survivors]) -> dict[Item, Survivors]:
             n_round = next(rounds)
@@ -137,7 +147,7 @@ class Labelling:
                     self.grid.block(item[2:]),
                     self._operator(item),
                     self.folder,
-                    {other: current[other].n_round for other in rivals(item)},
+                    present_around(item, current),
                     n_round,
                 ),
             )
@@ -153,24 +163,28 @@ class Labelling:
                 self.grid.block(item[2:]),
                 self._operator(item),
                 self.folder,
-                {other: present[other].n_round for other in (item, *rivals(item))},
+                present[item].n_round,
+                present_around(item, present),
             ),
         )
         self._drop("detected", "survivors-*")
         self._counts = {item: told["n_objects"] for item, told in measured.items() if told["n_objects"]}
-        visitors = self._reaches(measured, Reaches.visitors)
-        self._shown = lambda item: [i for i in (item, *visitors(item)) if i in self._counts]
+        visiting = self._reaches(measured)
 
-    def _reaches(
-        self, told: Mapping[Item, Any], near: Callable[[Reaches, tuple[int, ...]], Sequence[tuple[int, ...]]]
-    ) -> Callable[[Item], list[Item]]:
-        """Return what gives the blocks near a block, of the same plane, by the reaches that tasks have told."""
+        def shown(item: Item) -> list[Item]:
+            visitors = visiting[item[0], item[1]].visitors(item[2:])
+            near = (item, *((*item[:2], *index) for index in visitors))
+            return [other for other in near if other in self._counts]
+
+        self._shown = shown
+
+    def _reaches(self, told: Mapping[Item, Any]) -> dict[Plane, Reaches]:
+        """Return how far the objects of every block reach, as tasks have told."""
         radii: dict[Plane, dict[tuple[int, ...], float]] = {plane: {} for plane in self.operators}
         for item, payload in told.items():
             if payload["radius"] is not None:
                 radii[item[0], item[1]][item[2:]] = payload["radius"]
-        reaches = {plane: Reaches(self.grid, of_plane) for plane, of_plane in radii.items()}
-        return lambda item: [(*item[:2], *index) for index in near(reaches[item[0], item[1]], item[2:])]
+        return {plane: Reaches(self.grid, of_plane) for plane, of_plane in radii.items()}
 
     def _join(self, detected: Mapping[Item, Any]) -> None:
         """Find which labels of neighbouring blocks are one object, and join them group by group."""

@@ -20,6 +20,9 @@ from chunkrestore.operators.network import NetworkOperator
 _ITEMSIZE = 4
 """Bytes per voxel of what passes write: float32, and int32 up to two billion objects."""
 
+_MUCH_HALO = 4
+"""Voxels read per voxel written that are worth a hint: cores are shorter than 1.7 times the depth then."""
+
 _NUMBERS_WITHOUT_RANKS = {"mean", "pilot"}
 """What needs no percentile: one reading tells the mean, and pilots read a few regions only."""
 
@@ -178,10 +181,13 @@ class Pass:
         )
         if self.device_nbytes:
             memory += f"; at most {format_nbytes(self.device_nbytes)} of it on a device"
+        overhead = f"{self.halo_overhead:.2f} voxels read per voxel written"
+        if self.halo_overhead > _MUCH_HALO:
+            overhead += ": more memory (--memory) makes larger blocks, which read less"
         lines = [
             f"  halo     {depths}",
             f"  blocks   {times(self.grid.n_blocks)} of {times(self.block_shape)}, {stored}, "
-            f"{self.halo_overhead:.2f} voxels read per voxel written",
+            f"{overhead}",
             f"  memory   {memory}",
         ]
         if len(self.levels) > 1:

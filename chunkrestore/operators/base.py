@@ -144,6 +144,9 @@ class SettlingOperator(LabelOperator, Protocol):
     def survivors(self, table: Table) -> Table:
         """Return the part of a table that other blocks must see; two equal results mean "no change"."""
 
+    def within(self, survivors: Table, block: Block, distance: float) -> Table:
+        """Return those of another block's survivors whose points lie within `distance` voxels of a block's core."""
+
     def measure(self, own: Table, others: Table, block: Block) -> Table:
         """Return those survivors of `own` that show, with ``key`` (int64, see `chunkrestore.stitch.numbering`)."""
 

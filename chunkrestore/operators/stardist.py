@@ -159,6 +159,13 @@ class StarDist(StarDetection):
         """Return the candidates that survive at present, without the columns about decisions."""
         return {key: rows[table["kept"]] for key, rows in table.items() if key not in ("kept0", "kept")}
 
+    def within(self, survivors: Table, block: Block, distance: float) -> Table:
+        """Return the rows whose points lie within `distance` voxels of the core, on every axis."""
+        voxels = survivors["points"] * np.array(self.rescale or (1.0,) * len(block.core))
+        first, last = np.array([(c.start, c.stop - 1) for c in block.core]).T
+        near = (np.maximum(first - voxels, voxels - last) <= distance).all(axis=-1)
+        return {key: rows[near] for key, rows in survivors.items()}
+
     def measure(self, own: Table, others: Table, block: Block) -> Table:
         """Return the survivors that show in at least one voxel, with what painting will make of them.
 

@@ -76,7 +76,10 @@ def _settled(operator: SettlingOperator, grid: BlockGrid, detected: Mapping[Inde
         }
 
     def around(index: Index, current: Mapping[Index, _Rows]) -> Table:
-        return concatenate(current[other].table for other in reaches.rivals(index))
+        return concatenate(
+            operator.within(current[other].table, grid.block(index), reaches.between(index, other))
+            for other in reaches.rivals(index)
+        )
 
     alone = {index: _Rows(operator.survivors(table)) for index, table in tables.items()}
     present, n_rounds = resolve(reaches.rivals, alone, settle)

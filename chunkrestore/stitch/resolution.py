@@ -57,6 +57,10 @@ class Reaches:
         """Return the other blocks with an object that can meet one of this block's."""
         return self._near(index, self._radii[index]) if index in self._radii else []
 
+    def between(self, index: Index, other: Index) -> float:
+        """Return how far a point of one block's objects can be from the other's core if the objects meet."""
+        return self._radii[index] + self._radii[other]
+
     def visitors(self, index: Index) -> list[Index]:
         """Return the other blocks with an object that can show in this block's core."""
         return self._near(index, 0.0)
