@@ -21,7 +21,7 @@ _ITEMSIZE = 4
 """Bytes per voxel of what passes write: float32, and int32 up to two billion objects."""
 
 _MUCH_HALO = 4
-"""Voxels read per voxel written that are worth a hint: cores are shorter than 1.7 times the depth then."""
+"""Voxels read per voxel written that are worth a hint: cubic cores are shorter than 3.4 times the depth then."""
 
 _NUMBERS_WITHOUT_RANKS = {"mean", "pilot"}
 """What needs no percentile: one reading tells the mean, and pilots read a few regions only."""
@@ -186,8 +186,7 @@ class Pass:
             overhead += ": more memory (--memory) makes larger blocks, which read less"
         lines = [
             f"  halo     {depths}",
-            f"  blocks   {times(self.grid.n_blocks)} of {times(self.block_shape)}, {stored}, "
-            f"{overhead}",
+            f"  blocks   {times(self.grid.n_blocks)} of {times(self.block_shape)}, {stored}, {overhead}",
             f"  memory   {memory}",
         ]
         if len(self.levels) > 1:
