@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -20,6 +23,7 @@ import chunkrestore as cr
 from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import label_tasks
 from chunkrestore.jobs.runner import BlockError
+from chunkrestore.jobs.tables import load_table, save_table
 from chunkrestore.operators.base import JoiningOperator, SettlingOperator
 from chunkrestore.stitch.objects import number_objects
 
@@ -241,3 +245,18 @@ def test_what_detection_tells_the_driver_is_a_few_numbers(tmp_path):
     journal = tmp_path / "in.zarr.chunkrestore" / "labels-labels" / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert max(len(json.dumps(line)) for line in lines if line.get("stage") == "detect") < 300
+
+
+def test_tables_can_be_read_by_threads_at_once(tmp_path):
+    """NumPy reads headers by `ast`, which CPython 3.11 cannot do in two threads if a collection lets them switch."""
+    save_table(tmp_path, "kind", (0, 0), {"x": np.arange(3), "y": np.zeros((2, 3))})
+    thresholds, switch = gc.get_threshold(), lambda *_: time.sleep(0)
+    gc.callbacks.append(switch)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            tables = list(pool.map(lambda _: load_table(tmp_path, "kind", (0, 0)), range(1200)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(switch)
+    assert all(table["x"].tolist() == [0, 1, 2] for table in tables)

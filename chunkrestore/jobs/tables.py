@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import uuid
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,11 +15,18 @@ from chunkrestore.jobs.ledger import Item
 from chunkrestore.operators.base import Table
 
 
+_reading = threading.Lock()
+"""NumPy parses the header of every array by `ast`, which fails in CPython 3.11 if a garbage collection that runs Python
+code (Dask's diagnosis does) lets another thread do the same meanwhile: "AST constructor recursion depth mismatch"
+(https://github.com/python/cpython/issues/106905)."""
+
+
 def save_table(folder: Path, kind: str, item: Item, table: Table) -> None:
     """Write a table whole or not at all."""
     path = _path(folder, kind, item)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # A task may be done twice at once, by a worker that a dead scheduler has left behind, or in two threads of one.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     with open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **table)
     os.replace(partial, path)
@@ -32,7 +41,7 @@ def load_table(
     without: Collection[str] = (),
 ) -> Table:
     """Read a table, or some of its columns: only those are read from the disk."""
-    with np.load(_path(folder, kind, item), allow_pickle=False) as stored:
+    with _reading, np.load(_path(folder, kind, item), allow_pickle=False) as stored:
         wanted = stored.files if columns is None else columns
         return {key: stored[key] for key in wanted if key not in without}
 
