@@ -14,7 +14,6 @@ import numpy as np
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.operators.base import Table
 
-
 _reading = threading.Lock()
 """NumPy parses the header of every array by `ast`, which fails in CPython 3.11 if a garbage collection that runs Python
 code (Dask's diagnosis does) lets another thread do the same meanwhile: "AST constructor recursion depth mismatch"
