@@ -112,12 +112,14 @@ class Labelling:
         operators = [
             {"t": t, "c": c} | dict(operator.describe()) for (t, c), operator in self.operators.items()
         ]
-        self.stages.run(
+        told = self.stages.run(
             "table",
             [(0, 0)],
             label_tasks.write_table,
             lambda _: (self.folder, slabs, path, columns, {**provenance, "operators": operators}),
         )
+        # Ids of a plane ascend without gaps, which the writer checks: then all of them are there, from 1.
+        assert told[0, 0] == sum(self._counts.values()), f"{path} lacks objects"
 
     def _operator(self, item: Item) -> Any:
         return self.operators[item[0], item[1]]

@@ -10,10 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from chunkrestore.backend import to_numpy
-from chunkrestore.grid import Block, BlockGrid, Halo
+from chunkrestore.grid import Block, Halo
 from chunkrestore.kernels.components import core_table
-from chunkrestore.kernels.label_runs import unpack
-from chunkrestore.operators.base import Array, Statistic, Table, check_image, labels_dtype
+from chunkrestore.operators.base import Array, Statistic, Table, check_image
 from chunkrestore.operators.functions import called, function_of, name_of, source_digest
 from chunkrestore.operators.intensities import (
     Limits,
@@ -23,7 +22,7 @@ from chunkrestore.operators.intensities import (
     of_channels,
     scaled,
 )
-from chunkrestore.operators.rules import Rule, Touching, rule
+from chunkrestore.operators.rules import JoinedByRule, Rule, Touching, rule
 from chunkrestore.statistics import NonFiniteError
 
 _TABLE_NBYTES = {"touching": 56, "iou": 56, "centroid": 120}
@@ -31,7 +30,7 @@ _TABLE_NBYTES = {"touching": 56, "iou": 56, "centroid": 120}
 
 
 @dataclass(frozen=True)
-class Labeller:
+class Labeller(JoinedByRule):
     """Segment with any function from image to labels, such as Cellpose or a watershed.
 
     The function is called once per block, on the block's core and `depth` voxels around it. Then labels of
@@ -161,29 +160,6 @@ class Labeller:
             If a voxel is NaN or infinite.
         """
         return self._rule.table(self._label(image, block), block, self.halo(block.volume_shape).depth)
-
-    def show_reach(self, grid: BlockGrid) -> int:
-        """How far away blocks are whose tables `show` needs; 0 if a core shows its own labels."""
-        return self._rule.show_reach(grid)
-
-    def show(self, own: Table, others: Sequence[Table], block: Block) -> Table:
-        """Return what the core shows of objects of this block and of `others`."""
-        return self._rule.show(own, others, block)
-
-    def link_reach(self, grid: BlockGrid) -> int:
-        """How far away blocks can be whose labels are of the same object."""
-        return self._rule.link_reach(grid)
-
-    def links(self, own: Table, other: Table, block: Block, other_block: Block) -> np.ndarray:
-        """Return which labels of two blocks are one object."""
-        return self._rule.links(own, other, block, other_block)
-
-    def paint(self, block: Block, numbered: Sequence[Table]) -> np.ndarray:
-        """Return the core with the id of its object in every voxel."""
-        if not numbered:
-            return np.zeros(block.core_shape, np.int32)
-        (own,) = numbered
-        return unpack(own["runs"], block.core_shape, own["ids"].astype(labels_dtype(own["ids"])))
 
     def __call__(self, image: Array) -> np.ndarray:
         """Label a whole volume in one call of the function; ids run from 1 in the order of first voxels."""

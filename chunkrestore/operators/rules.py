@@ -18,6 +18,8 @@ from chunkrestore.grid import Block, BlockGrid
 from chunkrestore.kernels.components import Labels, Links, Table, surface_table, touching_links
 from chunkrestore.kernels.label_overlap import overlap_links, overlap_table
 from chunkrestore.kernels.label_ownership import claim_table, shown_links, shown_table
+from chunkrestore.kernels.label_runs import unpack
+from chunkrestore.operators.base import labels_dtype
 
 
 class Rule(Protocol):
@@ -147,6 +149,38 @@ class Centroid:
     def links(self, own: Table, other: Table, block: Block, other_block: Block) -> Links:
         """Link what two cores show of one object."""
         return shown_links(own, other)
+
+
+class JoinedByRule:
+    """Base of label operators that keep of every block what a rule says: their part between `detect` and the end."""
+
+    @property
+    def _rule(self) -> Rule:
+        """When labels of different blocks are one object."""
+        raise NotImplementedError
+
+    def show_reach(self, grid: BlockGrid) -> int:
+        """How far away blocks are whose tables `show` needs; 0 if a core shows its own labels."""
+        return self._rule.show_reach(grid)
+
+    def show(self, own: Table, others: Sequence[Table], block: Block) -> dict[str, np.ndarray]:
+        """Return what the core shows of objects of this block and of `others`."""
+        return self._rule.show(own, others, block)
+
+    def link_reach(self, grid: BlockGrid) -> int:
+        """How far away blocks can be whose labels are of the same object."""
+        return self._rule.link_reach(grid)
+
+    def links(self, own: Table, other: Table, block: Block, other_block: Block) -> Links:
+        """Return which labels of two blocks are one object."""
+        return self._rule.links(own, other, block, other_block)
+
+    def paint(self, block: Block, numbered: Sequence[Table]) -> np.ndarray:
+        """Return the core with the id of its object in every voxel."""
+        if not numbered:
+            return np.zeros(block.core_shape, np.int32)
+        (own,) = numbered
+        return unpack(own["runs"], block.core_shape, own["ids"].astype(labels_dtype(own["ids"])))
 
 
 def rule(by: str, *, threshold: float = 0.5, connectivity: int = 1) -> Touching | Overlap | Centroid:

@@ -10,15 +10,15 @@ from typing import Any, Self
 import numpy as np
 
 from chunkrestore.backend import to_numpy
-from chunkrestore.grid import Block, BlockGrid, Halo
-from chunkrestore.kernels.components import label_mask, surface_table, touching_links
-from chunkrestore.kernels.label_runs import unpack
+from chunkrestore.grid import Block, Halo
+from chunkrestore.kernels.components import label_mask
 from chunkrestore.operators.base import Array, Table, check_image, labels_dtype
+from chunkrestore.operators.rules import JoinedByRule, Touching
 from chunkrestore.statistics import of_array
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(JoinedByRule):
     """Segment the connected components above a global threshold.
 
     ``labels = label(image > value)``: exactly `scipy.ndimage.label` of the whole volume, ids included,
@@ -79,30 +79,7 @@ class Threshold:
 
     def detect(self, image: Array, block: Block) -> Table:
         """Label the core; return its components and their surface."""
-        return surface_table(self._label(image, block), block)
-
-    def show_reach(self, grid: BlockGrid) -> int:
-        """Return 0: a core shows its own components."""
-        return 0
-
-    def show(self, own: Table, others: Sequence[Table], block: Block) -> Table:
-        """Return `own`."""
-        return own
-
-    def link_reach(self, grid: BlockGrid) -> int:
-        """Return 1: components are linked where cores touch."""
-        return 1
-
-    def links(self, own: Table, other: Table, block: Block, other_block: Block) -> np.ndarray:
-        """Return which components of two blocks have voxels that are neighbours."""
-        return touching_links(own, other, block, other_block, self.connectivity)
-
-    def paint(self, block: Block, numbered: Sequence[Table]) -> np.ndarray:
-        """Return the core with the id of its object in every voxel."""
-        if not numbered:
-            return np.zeros(block.core_shape, np.int32)
-        (own,) = numbered
-        return unpack(own["runs"], block.core_shape, own["ids"].astype(labels_dtype(own["ids"])))
+        return self._rule.table(self._label(image, block), block, self.halo(block.volume_shape).depth)
 
     def __call__(self, image: Array) -> np.ndarray:
         """Segment a whole volume in one piece."""
@@ -110,6 +87,10 @@ class Threshold:
         operator = self.resolve(of_array(image, self.needs)) if self.needs else self
         labels = operator._label(image, Block.whole(image.shape))
         return labels.astype(labels_dtype(labels), copy=False)
+
+    @property
+    def _rule(self) -> Touching:
+        return Touching(self.connectivity)
 
     def _label(self, image: Array, block: Block) -> np.ndarray:
         if self.value is None:
