@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chunkrestore.operators.labeller import Labeller
     from chunkrestore.operators.richardson_lucy import RichardsonLucy
     from chunkrestore.operators.stardist import StarDist
+    from chunkrestore.operators.storing import AsType
     from chunkrestore.operators.threshold import Threshold
     from chunkrestore.operators.unmatched import UnmatchedRichardsonLucy
     from chunkrestore.operators.wiener import Wiener
@@ -43,6 +44,7 @@ _HOME = {
     "open_image": "chunkrestore.ome_zarr",
     "write_image": "chunkrestore.ome_zarr",
     "write_labels": "chunkrestore.ome_zarr",
+    "AsType": "chunkrestore.operators.storing",
     "RichardsonLucy": "chunkrestore.operators.richardson_lucy",
     "GradientConsensus": "chunkrestore.operators.gradient_consensus",
     "UnmatchedRichardsonLucy": "chunkrestore.operators.unmatched",
@@ -55,6 +57,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AsType",
     "Care",
     "GradientConsensus",
     "Labeller",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chunkrestore.operators.base import Operator
+from chunkrestore.operators.storing import AsType
 
 Three = Annotated[tuple[int, ...], Field(min_length=2, max_length=3)]
 
@@ -77,6 +78,18 @@ class InverseStep(_DeconvolutionStep):
     regularization: float | None = None
     voxel_size: tuple[float, ...] | None = None
     non_negative: bool = False
+
+
+class AsTypeStep(_Strict):
+    """Choose the dtype that is stored."""
+
+    operator: Literal["as-type"]
+    dtype: Literal["uint8", "uint16", "int16", "float32"]
+    intensity_range: tuple[float, float] | None = None
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator."""
+        return AsType(self.dtype, self.intensity_range)
 
 
 class CareStep(_Strict):
@@ -163,6 +176,7 @@ Step = Annotated[
     | GradientConsensusStep
     | InverseStep
     | CareStep
+    | AsTypeStep
     | StarDistStep
     | ThresholdStep
     | LabellerStep,
@@ -175,7 +189,7 @@ class Pipeline(_Strict):
 
     input: str
     output: str
-    steps: Annotated[list[Step], Field(min_length=1)]
+    steps: list[Step]
     block: Three | None = None
     depth: int | Three | None = None
     calibrate: bool = False
@@ -189,6 +203,7 @@ class Pipeline(_Strict):
     objects: Literal["table", "shapes"] | None = None
     version: Literal["0.4", "0.5"] = "0.5"
     shards: Three | None = None
+    compression: str = "zstd"
 
 
 def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from chunkrestore.jobs.passes import format_nbytes
 from chunkrestore.jobs.plan import MEMORY_NBYTES, make_plan
 from chunkrestore.ome_zarr import create_image
 from chunkrestore.operators.richardson_lucy import RichardsonLucy
+from chunkrestore.operators.storing import AsType
 from chunkrestore.operators.threshold import Threshold
 from chunkrestore.psf import gaussian
 
@@ -175,7 +176,11 @@ def test_given_depth_goes_to_operators_that_take_one():
 @pytest.mark.parametrize(
     ("operators", "options", "message"),
     [
-        ([], {}, "`operators` is empty"),
+        (
+            [AsType("uint8"), Smooth()],
+            {},
+            "`operators` have smooth after as-type, which must be the last that makes an image",
+        ),
         ([Threshold(1.0), Smooth()], {}, "threshold makes labels and must be the last operator"),
         ([Smooth()], {"block_shape": (8, 8)}, r"`block_shape` \(8, 8\) must have one length per axis"),
         ([Smooth()], {"block_shape": (8, 0, 8)}, "must be at least 1 on every axis"),

@@ -189,7 +189,9 @@ def _estimate(plan: Plan, of_workers: Sequence[Sequence[PassProbe]]) -> Estimate
         stages += [_stage(same) for same in zip(*(probe.stages for probe in probes), strict=True)]
         # All workers have made the same results.
         full, reduced = _ratio(probes[0].stored), _ratio(probes[0].stored_reduced)
-        nbytes = [4 * plan.n_volumes(work) * math.prod(shape) for shape in work.levels]
+        nbytes = [
+            work.stored_dtype.itemsize * plan.n_volumes(work) * math.prod(shape) for shape in work.levels
+        ]
         sizes.append(round(nbytes[0] * full + sum(nbytes[1:]) * reduced))
         ratios.append(full)
         if probes[0].table_nbytes:

@@ -24,6 +24,7 @@ from chunkrestore.jobs.report_page.material import Material
 from chunkrestore.jobs.report_page.slices import View, opened, selected_input, views
 from chunkrestore.jobs.report_page.summary import Summary
 from chunkrestore.ome_zarr import OmeZarrImage
+from chunkrestore.ome_zarr.store import join as join_path
 from chunkrestore.ome_zarr.store import location
 
 _PAGE = "report.html"
@@ -133,7 +134,8 @@ def _views(
     n_image_passes = len(manifest.get("passes", [])) - (label_name is not None)
     before = selected_input(manifest) if image is None else image
     # Something else may lie there that the job is about to replace.
-    result = opened(output) if decided.get(f"published-image-{n_image_passes - 1}") else None
+    image_path = join_path(output, (manifest.get("output") or {}).get("group", ""))
+    result = opened(image_path) if decided.get(f"published-image-{n_image_passes - 1}") else None
     labels = opened(f"{output.rstrip('/')}/labels/{label_name}") if decided.get("published-labels") else None
     return views(before, result, labels)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-
 import chunkrestore
 from chunkrestore.jobs.labelling import Labelling
 from chunkrestore.jobs.ledger import Ledger, digest
@@ -19,6 +17,7 @@ from chunkrestore.jobs.object_columns import ObjectColumns
 from chunkrestore.jobs.object_table import check_available, table_path
 from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.plan import Plan
+from chunkrestore.jobs.prepare import copies_labels
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
 from chunkrestore.ome_zarr import (
     ImageWriter,
@@ -33,7 +32,7 @@ from chunkrestore.ome_zarr import (
 )
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names
-from chunkrestore.ome_zarr.writer import unfinished_state
+from chunkrestore.ome_zarr.writer import COMPRESSIONS, unfinished_state
 from chunkrestore.operators.base import LabelOperator, Operator
 from chunkrestore.operators.stardist import StarDist
 
@@ -59,6 +58,8 @@ class Job:
     """How the depth was found, if it was calibrated."""
     memory_nbytes: int | None = None
     """Peak of a task that blocks were sized for, if it was given."""
+    compression: str = "zstd"
+    """Codec of what is stored for good."""
     objects: str | None = None
     """Whether a table of the objects is written, and with their shapes: ``"table"``, ``"shapes"`` or None."""
 
@@ -75,7 +76,12 @@ class Job:
     @property
     def name(self) -> str:
         """Name of the job among those that write to the same store: what it makes there."""
-        return job_name([p.operators[-1] for p in self.plan.passes], self.label_name)
+        return job_name([p.operators[-1] for p in self.plan.passes], self.label_name, self.image)
+
+    @property
+    def copies_labels(self) -> bool:
+        """Whether the job stores labels that exist already: it treats them as an image that is a group of labels."""
+        return copies_labels(self.plan.passes[0].operators, self.image)
 
     @property
     def label_path(self) -> str:
@@ -97,7 +103,12 @@ class Job:
         return {
             "schema": 1,
             "input": source,
-            "output": {"labels": self.label_name if self.label_pass else None, "version": self.version},
+            "output": {
+                "labels": self.label_name if self.label_pass else None,
+                "group": f"labels/{self.label_name}" if self.copies_labels else "",
+                "version": self.version,
+                "compression": self.compression,
+            },
             "objects": self.objects,
             "passes": [p.describe() for p in self.plan.passes],
             "calibration": self.calibration,
@@ -119,14 +130,17 @@ class Job:
             raise ValueError(f"`version` {self.version!r} cannot be written; use '0.4' or '0.5'")
         if stores.is_file(self.output):
             raise ValueError(f"`output` {self.output} is a file; give the path of an OME-Zarr")
-        if self.label_pass is not None and not re.fullmatch(
-            r"(?!__)[\w-][\w. -]*", self.label_name, re.ASCII
-        ):
+        makes_labels = self.label_pass is not None or self.copies_labels
+        if makes_labels and not re.fullmatch(r"(?!__)[\w-][\w. -]*", self.label_name, re.ASCII):
             raise ValueError(
                 f"`label_name` {self.label_name!r} must be made of letters, digits, '_', '-', '.' and spaces"
             )
+        if self.compression not in COMPRESSIONS:
+            raise ValueError(
+                f"`compression` {self.compression!r} is unknown; use one of {', '.join(COMPRESSIONS)}"
+            )
         self._check_objects()
-        if self.image_passes:
+        if self.image_passes and not self.copies_labels:
             self._check_image_output(overwrite)
         else:
             self._check_labels_output(overwrite)
@@ -179,7 +193,7 @@ class Job:
         work = self.plan.passes[position]
         needs = (work.needs - {"pilot"}) | (set(RANGE) if work.has_seams else set())
         # A float image is read once before anything is written, since it may hold NaN; our own results do not.
-        if needs or (position == 0 and source.dtype.kind == "f"):
+        if needs or (position == 0 and source.dtype.kind == "f" and not work.only_copies):
             numbers = stages.statistics(source, work.grid, self.planes, needs)
         else:
             numbers = {plane: {} for plane in self.planes}
@@ -215,17 +229,7 @@ class Job:
             stages,
             f"image-{position}",
             path,
-            lambda: create_image(
-                path,
-                shape=self.image.shape,
-                dtype=np.float32,
-                like=self.image,
-                chunks=work.chunks,
-                shards=work.shards,
-                levels=None if is_last else 1,
-                version=self.version,
-                overwrite=overwrite,
-            ),
+            lambda: self._create(work, path, None if is_last else 1, overwrite=overwrite),
         )
         if writer is not None:
             source, target = self._source(stages, position), writer.target(0)
@@ -237,9 +241,29 @@ class Job:
         if writer is not None:
             self._publish(stages, f"image-{position}", writer)
         if is_last:
-            stages.report.outputs.append(self.output)
+            stages.report.outputs.append(path)
         if position > 0:
             shutil.rmtree(self.image_path(stages.ledger, position - 1), ignore_errors=True)
+
+    def _create(self, work: Pass, path: str, levels: int | None, *, overwrite: bool) -> ImageWriter:
+        """Create what an image pass fills: an image, or the labels that the job copies."""
+        storage = {"chunks": work.chunks, "shards": work.shards, "compression": self.compression}
+        common: dict[str, Any] = {
+            "like": self.image,
+            "dtype": work.stored_dtype,
+            "overwrite": overwrite,
+        } | storage
+        if self.copies_labels:
+            version = self.version if stores.is_free(self.output) else None
+            return create_labels(
+                self.output,
+                self.label_name,
+                shape=self.image.shape,
+                axes=self.image.axes,
+                version=version,
+                **common,
+            )
+        return create_image(path, shape=self.image.shape, levels=levels, version=self.version, **common)
 
     def _labels(self, stages: Stages, work: Pass, *, overwrite: bool) -> None:
         """Do the label pass."""
@@ -268,6 +292,7 @@ class Job:
                 axes=self.image.axes if len(self.volumes(work)) > self.plan.n_timepoints else None,
                 chunks=work.chunks,
                 shards=work.shards,
+                compression=self.compression,
                 version=self.version if stores.is_free(self.output) else None,
                 overwrite=overwrite,
             ),
@@ -300,7 +325,7 @@ class Job:
     def image_path(self, ledger: Ledger, position: int) -> str:
         """Return the store that an image pass writes: the output, or scratch in the job's folder."""
         if position == len(self.image_passes) - 1:
-            return self.output
+            return self.label_path if self.copies_labels else self.output
         return str(ledger.folder / "scratch" / f"pass-{position}.ome.zarr")
 
     def _source(self, stages: Stages, position: int) -> RegionReader:
@@ -325,15 +350,16 @@ class Job:
         # An output that is published must never be ahead of the journal, whatever fails.
         stages.ledger.sync()
         writer.publish(
-            {key: content[key] for key in ("operators", "seams", "calibration", "versions")}
+            {key: content[key] for key in ("operators", "seams", "calibration", "n_clipped", "versions")}
             | {"input": self.image.source(0).identity()}
         )
         stages.ledger.decide(f"published-{name}", True)
 
 
-def job_name(operators: Sequence[Operator], label_name: str) -> str:
-    """Return the name of the job that these operators make."""
+def job_name(operators: Sequence[Operator], label_name: str, image: OmeZarrImage) -> str:
+    """Return the name of the job that these operators make of an image."""
     makes_image = any(not isinstance(operator, LabelOperator) for operator in operators)
+    makes_image &= not copies_labels(operators, image)
     return "image" if makes_image else f"labels-{label_name}"
 
 

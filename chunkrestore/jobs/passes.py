@@ -16,9 +16,7 @@ from chunkrestore.jobs.tasks import chain
 from chunkrestore.operators.base import LabelOperator, Operator, channels_of
 from chunkrestore.operators.deconvolution import Deconvolution
 from chunkrestore.operators.network import NetworkOperator
-
-_ITEMSIZE = 4
-"""Bytes per voxel of what passes write: float32, and int32 up to two billion objects."""
+from chunkrestore.operators.storing import only_copies, result_dtype
 
 _MUCH_HALO = 4
 """Voxels read per voxel written that are worth a hint: cubic cores are shorter than 3.4 times the depth then."""
@@ -55,6 +53,19 @@ class Pass:
     def makes_labels(self) -> bool:
         """Whether the pass ends in labels."""
         return isinstance(self.operators[-1], LabelOperator)
+
+    @cached_property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Of what the pass writes; labels are int32 up to two billion objects, and int64 beyond."""
+        dtype = self.dtype
+        for operator in self.operators:
+            dtype = np.dtype(np.int32) if self.makes_labels else result_dtype(operator, dtype)
+        return dtype
+
+    @property
+    def only_copies(self) -> bool:
+        """Whether voxels go through as they are."""
+        return only_copies(self.operators)
 
     @property
     def n_channels(self) -> int:
@@ -109,7 +120,7 @@ class Pass:
 
         Percentiles of floats take two readings. A float image that is not our own is read for NaN in any case.
         """
-        is_float = self.dtype.kind == "f"
+        is_float = self.dtype.kind == "f" and not self.only_copies
         if self.has_seams or self.needs - _NUMBERS_WITHOUT_RANKS:
             return 1 + is_float
         return int("mean" in self.needs or (is_float and self.is_first))
@@ -118,12 +129,12 @@ class Pass:
     def read_nbytes(self) -> int:
         """Bytes of voxels read for one time point and channel: scans, blocks with halos, and levels below others."""
         own = self.n_scans * math.prod(self.grid.shape) + self.n_voxels_read
-        return self.dtype.itemsize * own + _ITEMSIZE * sum(map(math.prod, self.levels[:-1]))
+        return self.dtype.itemsize * own + self.stored_dtype.itemsize * sum(map(math.prod, self.levels[:-1]))
 
     @property
     def written_nbytes(self) -> int:
         """Bytes of voxels written for one time point and channel, pyramid included, before compression."""
-        return _ITEMSIZE * sum(map(math.prod, self.levels))
+        return self.stored_dtype.itemsize * sum(map(math.prod, self.levels))
 
     @property
     def memory_nbytes(self) -> int:
@@ -145,7 +156,8 @@ class Pass:
         core = central_block(self.grid.shape, self.block_shape)
         read = self.blocks(core)[0].read_shape
         waiting = 2 * (
-            self.n_channels * self.dtype.itemsize * math.prod(read) + _ITEMSIZE * math.prod(core.core_shape)
+            self.n_channels * self.dtype.itemsize * math.prod(read)
+            + self.stored_dtype.itemsize * math.prod(core.core_shape)
         )
         return self.memory_nbytes + waiting
 

@@ -14,6 +14,7 @@ from chunkrestore.jobs import cutting
 from chunkrestore.jobs.passes import Pass, format_nbytes, peak_nbytes, times
 from chunkrestore.ome_zarr.layout import CHUNK_LENGTH, default_pyramid
 from chunkrestore.operators.base import LabelOperator, Operator, channels_of
+from chunkrestore.operators.storing import completed, result_dtype
 
 MEMORY_NBYTES = 2 * 2**30
 """Peak memory per worker that blocks are sized for by default. A constant and not what happens to be free:
@@ -150,7 +151,7 @@ def make_plan(
     Parameters
     ----------
     operators
-        Image operators in order of application, optionally followed by one label operator.
+        Image operators in order of application, optionally followed by one label operator; none to copy.
     shape, dtype
         Of the spatial axes of the input.
     n_timepoints, n_channels
@@ -180,10 +181,11 @@ def make_plan(
     if min(n_timepoints, n_channels) < 1:
         raise ValueError(f"`n_timepoints` {n_timepoints} and `n_channels` {n_channels} must be at least 1")
     cutting.check_shape(shape)
-    dtypes = [np.dtype(dtype)] + [np.dtype(np.float32)] * (len(operators) - 1)
     operators = [with_depth(operator, depth, len(shape)) for operator in _checked_order(operators)]
-    for operator, kind in zip(operators, dtypes, strict=True):
-        operator.check(shape, kind)
+    dtypes = [np.dtype(dtype)]
+    for operator in operators:
+        operator.check(shape, dtypes[-1])
+        dtypes.append(result_dtype(operator, dtypes[-1]))
         if channels_of(operator) not in (1, n_channels):
             raise ValueError(
                 f"{operator.name} takes {channels_of(operator)} channels together, but the image has {n_channels}; "
@@ -192,9 +194,10 @@ def make_plan(
     block_shape = _lengths("block_shape", block_shape, shape)
     shards = _lengths("shards", shards, shape)
     passes: list[Pass] = []
+    n_done = 0
     for group in _groups(operators, shape, block_shape):
         grid, chunks = _cut(group, shape, block_shape, shards, memory_nbytes, n_timepoints * n_channels)
-        kind = dtypes[0] if not passes else np.dtype(np.float32)
+        kind, n_done = dtypes[n_done], n_done + len(group)
         passes.append(Pass(tuple(group), kind, grid, chunks, shards, (shape,), is_first=not passes))
     pyramid = default_pyramid(shape, voxel_size or (1.0,) * len(shape))
     last_image = max((i for i, p in enumerate(passes) if not p.makes_labels), default=0)
@@ -214,12 +217,10 @@ def with_depth(operator: Operator, depth: int | Sequence[int] | None, ndim: int)
 
 
 def _checked_order(operators: Sequence[Operator]) -> list[Operator]:
-    if not operators:
-        raise ValueError("`operators` is empty; give at least one")
     for operator in operators[:-1]:
         if isinstance(operator, LabelOperator):
             raise ValueError(f"{operator.name} makes labels and must be the last operator")
-    return list(operators)
+    return completed(operators)
 
 
 def _lengths(name: str, lengths: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -18,6 +18,7 @@ from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
 from chunkrestore.ome_zarr.store import free_nbytes, location
 from chunkrestore.operators.base import ImageOperator, Operator
 from chunkrestore.operators.calibration import calibrate
+from chunkrestore.operators.storing import only_copies
 
 Store: TypeAlias = str | os.PathLike[str]
 Region: TypeAlias = Sequence[tuple[int, int] | slice]
@@ -39,6 +40,7 @@ class Options:
     label_name: str
     version: str
     shards: Sequence[int] | None
+    compression: str = "zstd"
     objects: str | None = None
 
 
@@ -141,7 +143,7 @@ def planned(
     return make_plan(
         several,
         image.spatial_shape,
-        check_dtype(image.dtype, image.path),
+        image.dtype if copies_labels(several, image) else check_dtype(image.dtype, image.path),
         n_timepoints=image.n_t,
         n_channels=image.n_c,
         block_shape=block_shape,
@@ -150,6 +152,11 @@ def planned(
         shards=shards,
         voxel_size=image.voxel_size,
     )
+
+
+def copies_labels(operators: Sequence[Operator], image: OmeZarrImage) -> bool:
+    """Return whether operators make labels out of labels, by copying them."""
+    return image.is_labels and only_copies(operators)
 
 
 def select(

@@ -49,6 +49,8 @@ class Report:
     """Failed tries of blocks that were tried again."""
     n_split: int = 0
     """Blocks that did not fit into memory and were done in parts."""
+    n_clipped: int | None = None
+    """Voxels beyond the range of the dtype that was chosen; None if none was."""
     calibration: dict[str, Any] | None = None
     """Halo found on a pilot region, and the seams measured with it."""
     n_objects: int | None = None
@@ -103,6 +105,8 @@ class Report:
         overheads = ", ".join(f"{p['halo_overhead']:.2f}" for p in self.plan["passes"])
         lines.append(f"halo       {overheads} voxels read per voxel written")
         lines.append(f"read       {format_nbytes(self.plan['read_nbytes'])}")
+        if self.n_clipped is not None:
+            lines.append(f"clipped    {self.n_clipped} voxels beyond the range that is stored")
         if self.n_objects is not None:
             rounds = f", settled in {self.n_rounds} rounds" if self.n_rounds is not None else ""
             lines.append(f"objects    {self.n_objects}{rounds}")

@@ -35,6 +35,7 @@ from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.ome_zarr.store import location, writable
 from chunkrestore.operators.base import Operator
 from chunkrestore.operators.network import NetworkOperator
+from chunkrestore.operators.storing import completed
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def run(
     overwrite: bool = False,
     version: str = "0.5",
     shards: Sequence[int] | None = None,
+    compression: str = "zstd",
     objects: str | None = None,
     profile: Store | None = None,
     work_folder: Store | None = None,
@@ -78,7 +80,9 @@ def run(
     Parameters
     ----------
     operators
-        Image operators in order of application, optionally followed by one label operator. Operators run
+        Image operators in order of application, optionally followed by one label operator. Without any, the image
+        (or the label group) is copied, to store it in another way; `chunkrestore.operators.storing.AsType` as the last
+        image operator chooses the dtype, which is float32 otherwise. Operators run
         together on a block, without intermediate stores, unless one needs a number of the whole result
         before it (a percentile): then that result is stored for the time of the job.
     source
@@ -118,6 +122,8 @@ def run(
         OME-Zarr version of a new store, ``"0.5"`` or ``"0.4"``.
     shards
         Voxels per spatial axis that are stored as one file; chunks by default. Blocks are cut on shards.
+    compression
+        As for `chunkrestore.ome_zarr.create_image`.
     objects
         ``"table"`` writes a row per object beside its labels, ``labels/NAME/objects.parquet``: centroid, volume,
         probability, class, bounding box (`chunkrestore.jobs.object_columns`). ``"shapes"`` adds the polyhedra
@@ -152,11 +158,13 @@ def run(
         If blocks failed; the message names them. What is finished is kept.
     """
     image = select(source, level, timepoint, channel, region)
-    several = list(operators) if isinstance(operators, Sequence) else [operators]
+    several = completed(operators if isinstance(operators, Sequence) else [operators])
     target = writable(location(output))
     work = work_folder_of(target, work_folder)
-    folder = work / job_name(several, label_name)
-    options = Options(block_shape, depth, calibrate, memory, device, label_name, version, shards, objects)
+    folder = work / job_name(several, label_name, image)
+    options = Options(
+        block_shape, depth, calibrate, memory, device, label_name, version, shards, compression, objects
+    )
     prepare = partial(_prepared, several, image, target, Ledger(folder), options, n_workers, overwrite)
     # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
     early = None if cluster == "auto" and in_allocation() else prepare()
@@ -272,7 +280,17 @@ def _prepared(
         calibration = earlier.get("calibration") or calibrated(chain, image)
         chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
     made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards)
-    job = Job(made, image, output, options.label_name, options.version, calibration, nbytes, options.objects)
+    job = Job(
+        made,
+        image,
+        output,
+        label_name=options.label_name,
+        version=options.version,
+        calibration=calibration,
+        memory_nbytes=nbytes,
+        compression=options.compression,
+        objects=options.objects,
+    )
     _check(job, ledger, overwrite)
     to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
     return job

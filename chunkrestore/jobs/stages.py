@@ -111,6 +111,8 @@ class Stages(Conductor):
             lambda item: (source, work.grid, operators[item[0], item[1]], target, self.device),
         )
         self.report.n_split += sum(payload["n_parts"] > 1 for payload in done.values())
+        if any("n_clipped" in payload for payload in done.values()):
+            self.report.n_clipped = sum(payload["n_clipped"] for payload in done.values())
 
     def probe_seams(
         self,

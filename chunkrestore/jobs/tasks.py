@@ -22,6 +22,7 @@ from chunkrestore.jobs.phases import computing, phase
 from chunkrestore.ome_zarr.pyramid import PyramidBlock, reduce_block, source_of
 from chunkrestore.operators.base import ImageOperator, Operator, PilotOperator
 from chunkrestore.operators.deconvolution import Deconvolution
+from chunkrestore.operators.storing import AsType, only_copies
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
@@ -168,16 +169,27 @@ def process(
 ) -> dict[str, int]:
     """Run a chain of image operators on one block and write its core.
 
-    Returns the checksum of what was written, and in how many parts it was computed.
+    Returns the checksum of what was written, in how many parts it was computed, and where a dtype was chosen how many
+    voxels lay beyond its range.
     """
     t, c, *index = item
     block = grid.block(index)
+    image_operators, as_type = _split_type(operators)
     result, n_parts = apply_within_memory(
-        operators, block.core, grid.shape, tuple(index), lambda region: source.read(t, c, region), device
+        image_operators,
+        block.core,
+        grid.shape,
+        tuple(index),
+        lambda region: source.read(t, c, region),
+        device,
     )
-    if not np.isfinite(result).all():
+    told = {"n_parts": n_parts}
+    if result.dtype.kind == "f" and not only_copies(operators) and not np.isfinite(result).all():
         raise FloatingPointError(f"{block}: the result holds NaN or infinite voxels")
-    return write(item, target, block.core, result) | {"n_parts": n_parts}
+    if as_type is not None:
+        with computing():
+            result, told["n_clipped"] = as_type.convert(result)
+    return write(item, target, block.core, result) | told
 
 
 def probe_seam(
@@ -198,11 +210,25 @@ def probe_seam(
     core = tuple(
         slice(max(0, x - half_width), min(n, x + half_width)) for x, n in zip(centre, grid.shape, strict=True)
     )
-    deeper = [_deepened(operator, grid.shape) for operator in operators]
+    image_operators, as_type = _split_type(operators)
+    deeper = [_deepened(operator, grid.shape) for operator in image_operators]
     blocks = chain(deeper, core, grid.shape)
     reference = _apply(deeper, blocks, lambda region: source.read(t, c, region), device)
-    error = written.read(t, c, core).astype(np.float64) - reference
+    stored = written.read(t, c, core)
+    if (
+        as_type is not None
+    ):  # what rounding changes is no seam: it is done to both, and both are intensities again
+        stored, reference = (as_type.intensities(a) for a in (stored, as_type(reference)))
+    error = stored.astype(np.float64) - reference
     return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
+
+
+def _split_type(
+    operators: Sequence[ImageOperator],
+) -> tuple[Sequence[ImageOperator], AsType | None]:
+    """Return what makes the voxels, and the choice of their dtype if there is one."""
+    *others, last = operators
+    return (others, last) if isinstance(last, AsType) else (operators, None)
 
 
 def _deepened(operator: Any, shape: Sequence[int]) -> Any:

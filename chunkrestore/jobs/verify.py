@@ -146,7 +146,8 @@ def _parts(output: str, manifest: dict[str, Any], journal: Journal) -> Iterator[
     last_image = len(passes) - 1 - (label_name is not None)
     kept = {}
     if last_image >= 0:
-        kept[f"blocks-{last_image}"] = output, f"pyramid-{last_image}", passes[last_image]
+        path = stores.join(output, manifest["output"].get("group", ""))
+        kept[f"blocks-{last_image}"] = path, f"pyramid-{last_image}", passes[last_image]
     if label_name is not None:
         kept["paint"] = stores.join(output, "labels", label_name), "labels_pyramid", passes[-1]
     for stage, (path, pyramid, work) in kept.items():

@@ -70,6 +70,8 @@ class OmeZarrImage:
     """The OME attributes as on disk (``multiscales``, ``omero``, ...), cut to the selection."""
     others: Json = field(repr=False, compare=False)
     """The other attributes of the group."""
+    opened_with: Json = field(default_factory=dict, repr=False, compare=False)
+    """What was said by hand when it was opened (axes, voxel size, ...): who opens it again says the same."""
 
     def __repr__(self) -> str:
         levels = f"{len(self.levels)} level" + "s" * (len(self.levels) != 1)

@@ -75,6 +75,7 @@ def open_image(
         is_labels="image-label" in ome,
         ome=ome,
         others=others,
+        opened_with=_by_hand(axes, voxel_size),
     )
 
 
@@ -127,6 +128,12 @@ def check_voxel_size(voxel_size: Sequence[float], letters: str) -> tuple[float, 
             f"for each of the axes {metadata.spatial(letters)!r}"
         )
     return sizes
+
+
+def _by_hand(axes: str | None, voxel_size: Sequence[float] | None) -> Json:
+    """Return the arguments of `open_image` that were given."""
+    size = None if voxel_size is None else [float(v) for v in voxel_size]
+    return {key: value for key, value in (("axes", axes), ("voxel_size", size)) if value is not None}
 
 
 def _letters(multiscale: Json, axes: str | None, path: str) -> str:

@@ -34,7 +34,9 @@ Arrays = dict[str, np.ndarray]
 
 _SCHEMA = 1
 _MODULES = {name: module for module, name, _ in METHODS.values()} | {
+    "AsType": "storing",
     "Care": "care",
+    "Copy": "storing",
     "Labeller": "labeller",
     "StarDist": "stardist",
     "Threshold": "threshold",
