@@ -189,7 +189,7 @@ class Pipeline(_Strict):
 
     input: str
     output: str
-    steps: list[Step]
+    steps: Annotated[list[Step], Field(min_length=1)]
     block: Three | None = None
     depth: int | Three | None = None
     calibrate: bool = False

@@ -58,6 +58,7 @@ version: "0.4"
         "channel": ["DAPI", 1],
         "region": [(0, 8), (4, 64), (0, 64)],
         "shards": None,
+        "compression": "zstd",
         "label_name": "nuclei",
         "version": "0.4",
     }
