@@ -11,7 +11,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -55,6 +55,12 @@ MAX_FILES = 2**32
 MANY_CHUNKS, MIN_CHUNK_VOXELS = 2**16, 2**12
 """An array of more chunks than the first must have chunks of at least the second (16 x 16 x 16 voxels). zarr takes
 about 2 kB and 0.15 ms for a chunk however small it is, so a region costs no more than its voxels suggest."""
+
+MAX_ZIP_MEMBERS, MAX_ZIP_DIRECTORY_NBYTES = 2**20, 2**28
+"""Of a zip file: its directory is held by every process, at about 250 bytes per member."""
+
+MAX_INFLATED_NBYTES = 2**28
+"""Of a member that a zip file compresses: it is read from its beginning, and held up to what is wanted of it."""
 
 COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2")
 """Codecs whose result can be bounded before or while it is made (`chunkrestore.ome_zarr.bounded`)."""
@@ -135,14 +141,32 @@ def check_array(document: Json, zarr_format: int, where: str) -> None:
         raise ValueError(f"array {where} cannot be opened: {error}") from None
 
 
-def check_names(document: Json, letters: str, where: str) -> None:
-    """Raise if the array calls its axes by the same letters in another order."""
-    names = document.get("dimension_names")
-    own = "".join(n.lower() for n in names if isinstance(n, str)) if isinstance(names, list) else letters
-    if own != letters and sorted(own) == sorted(letters):
+def check_names(document: Json, names: Sequence[str], where: str) -> None:
+    """Raise if the array and its group contradict each other in what an axis is called.
+
+    Names that say something else altogether (``dim_0``), or nothing, contradict nobody.
+
+    Parameters
+    ----------
+    document
+        ``zarr.json`` of the array.
+    names
+        Of the axes in lower case, in the order of the array; none to ask for nothing.
+    where
+        Path of the array, for messages.
+
+    Raises
+    ------
+    ValueError
+        If an axis has the name of another one, or the letters of ``tczyx`` differ.
+    """
+    listed = document.get("dimension_names")
+    own = [n.lower() if isinstance(n, str) else None for n in listed] if isinstance(listed, list) else []
+    names, letters = list(names), {"t", "c", "z", "y", "x"}
+    if any(n != name and (n in names or {n, name} <= letters) for n, name in zip(own, names, strict=False)):
         raise ValueError(
-            f"array {where} calls its axes {own!r} (`dimension_names`) but its group {letters!r}; pass `axes` in the "
-            "order that is true"
+            f"array {where} calls its axes {_listed(own)} (`dimension_names`) but its group {_listed(names)}; pass "
+            "`axes` in the order that is true"
         )
 
 
@@ -295,6 +319,11 @@ def _list(value: object, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"`{key}` {short(value)} is not a list; restore the metadata from a copy")
     return value
+
+
+def _listed(names: Sequence[object]) -> str:
+    """Return letters as one word, and names as a list."""
+    return short("".join(map(str, names)) if all(len(str(n)) == 1 for n in names) else list(names))
 
 
 def _values(container: Any) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -35,16 +36,32 @@ def read(path: str) -> bytes | None:
     return read_part(path, 0, MAX_DOCUMENT_NBYTES + 1)
 
 
-def write(path: str, content: bytes) -> None:
-    """Write a file; a reader sees the old content or the new one, never a part."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+def write(path: str, content: bytes, *more: bytes) -> None:
+    """Write a file of one or more parts; a reader sees the old content or the new one, never a part."""
+    temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    file = _new_file(temporary)
     try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            for part in (content, *more):
+                rest = memoryview(part)
+                while rest:  # one call takes up to 2 GiB, and less where a disk is full
+                    rest = rest[os.write(file, rest) :]
+        finally:
+            os.close(file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _new_file(path: str) -> int:
+    """Open a file that does not exist, nor perhaps its folder; return its descriptor."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o666)
 
 
 def remove(paths: Sequence[str]) -> None:

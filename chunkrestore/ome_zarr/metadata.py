@@ -2,7 +2,8 @@
 
 Attributes are edited as raw dictionaries, never dumped from a model, so every key that this package does
 not own survives. Versions 0.4 and 0.5 hold the same objects; they differ in where the version is written
-and in the ``ome`` key around them. Here *ome* is always the dictionary with ``multiscales`` in it.
+and in the ``ome`` key around them. Here *ome* is always the dictionary with ``multiscales`` in it. Other versions
+are read (`chunkrestore.ome_zarr.older`, `chunkrestore.ome_zarr.newer`) as what 0.4 or 0.5 would have in their place.
 
 A point with index ``i`` of level ``k`` lies at ``scale * i + translation``, where the transformations of
 the level apply first and those of the multiscale second.
@@ -15,19 +16,32 @@ OME-Zarr specification, versions 0.4 and 0.5, https://ngff.openmicroscopy.org.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 
-from chunkrestore.ome_zarr.limits import MAX_LEVELS, short
-from chunkrestore.ome_zarr.store import Json, Node, check_member
+from chunkrestore.ome_zarr.limits import short
+from chunkrestore.ome_zarr.store import Json, Node
 
 Vector = tuple[float, ...]
 
 VERSIONS = {"0.4": 2, "0.5": 3}
-"""Supported OME-Zarr versions and the zarr format of each."""
+"""OME-Zarr versions that are written, and the zarr format of each."""
+
+OLDER = ("0.1", "0.2", "0.3")
+"""Versions that are only read, in zarr v2."""
+
+NEWER = ("0.6", "0.6rc0", "0.6.dev4", "0.6.dev3", "0.9.dev1")
+"""Versions with coordinate systems (RFC-5), which are only read, in zarr v3."""
+
+READABLE = {**dict.fromkeys(OLDER, 2), **VERSIONS, **dict.fromkeys(NEWER, 3)}
+"""OME-Zarr versions that can be opened, and the zarr format of each."""
+
+COORDINATES_KEY = "rfc5"
+"""Of a multiscale that was read from 0.6: its coordinate systems, and the transformations between them."""
 
 AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 """Axis letters in their order, with the specification's axis types."""
+
+_SAYING = {"depth": "z", "height": "y", "width": "x"}
 
 OWN_KEY = "chunkrestore"
 """Top-level attribute that holds this package's provenance, or the state of an unfinished store."""
@@ -36,9 +50,6 @@ OME_KEYS = (
     "multiscales", "omero", "image-label", "labels", "plate", "well", "bioformats2raw.layout", "series",
 )  # fmt: skip
 """Keys of the specification: at the top level of 0.4 attributes, inside ``ome`` in 0.5."""
-
-# Of scales and translations in any unit: two of them and a unit multiply to a number, never to 0 or infinity.
-_LONGEST = 1e100
 
 # Length units of the specification (UDUNITS-2 names) and common abbreviations, in micrometres.
 _MICROMETRES = {
@@ -82,26 +93,44 @@ def split(node: Node, where: str) -> tuple[str, Json, Json]:
     if node.zarr_format == 3:
         ome = attributes.pop("ome", {})
         version = ome.pop("version", None) if isinstance(ome, dict) else None
+        if version is None and isinstance(ome, dict) and set(ome) == {"labels"}:
+            version = "0.5"  # ome-zarr-py lists labels without one
     else:
         ome = {key: attributes.pop(key) for key in OME_KEYS if key in attributes}
         parts = as_dicts(
             [*as_dicts(ome.get("multiscales")), *(ome.get(k) for k in ("plate", "well", "image-label"))]
         )
-        version = next((p["version"] for p in parts if "version" in p), "0.4")
+        version = next((p["version"] for p in parts if "version" in p), _unstated_version(ome))
     if not isinstance(ome, dict):
         raise ValueError(f"{where}: attribute `ome` is not an object; the store is damaged or no OME-Zarr")
-    if ome and VERSIONS.get(str(version)) != node.zarr_format:
-        known = " and ".join(f"{v} (zarr v{f})" for v, f in VERSIONS.items())
+    if ome and READABLE.get(str(version)) != node.zarr_format:
         raise ValueError(
-            f"{where}: OME-Zarr version {version} (zarr v{node.zarr_format}) is not supported, only {known}; "
-            "convert the store with the tool that wrote it"
+            f"{where}: OME-Zarr `version` {short(version)} (zarr v{node.zarr_format}) is not supported, only 0.1 to "
+            "0.4 (zarr v2), 0.5 and 0.6 (zarr v3); convert the store with the tool that wrote it"
         )
     return str(version), ome, attributes
 
 
+def _unstated_version(ome: Json) -> str:
+    """Return the version of attributes in zarr v2 that name none, which all of 0.1 to 0.4 allow, by their shape."""
+    multiscale = next(iter(as_dicts(ome.get("multiscales"))), None)
+    if multiscale is None or any(
+        "coordinateTransformations" in d for d in as_dicts(multiscale.get("datasets"))
+    ):
+        return "0.4"
+    axes = multiscale.get("axes")
+    if axes is None:
+        return "0.2"
+    return "0.3" if isinstance(axes, list) and all(isinstance(a, str) for a in axes) else "0.4"
+
+
 def unite(ome: Json, others: Json, version: str) -> Json:
-    """Return the group attributes of `version` that hold `ome` and `others`; inverse of `split`."""
+    """Return the group attributes of `version` that hold `ome` and `others`; inverse of `split`.
+
+    A version that is only read comes as 0.4 or 0.5, whichever has its zarr format.
+    """
     ome = copy.deepcopy(ome)
+    version = version if version in VERSIONS else "0.5" if READABLE[version] == 3 else "0.4"
     own_versions = [
         part
         for part in (*as_dicts(ome.get("multiscales")), ome.get("omero"), ome.get("image-label"))
@@ -121,89 +150,42 @@ def as_dicts(value: object) -> list[Json]:
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
-def validate(ome: Json, version: str, where: str) -> Json:
-    """Return the first multiscale of `ome` if it conforms to the specification.
-
-    Raises
-    ------
-    ValueError
-        With the first key that does not conform.
-    """
-    multiscales = ome.get("multiscales")
-    if not isinstance(multiscales, list) or not multiscales or not isinstance(multiscales[0], dict):
-        raise ValueError(f"{where}: `multiscales` is empty or no list of objects; the store is damaged")
-    multiscale: Json = multiscales[0]
-    if len(as_dicts(multiscale.get("datasets"))) > MAX_LEVELS:
-        raise ValueError(
-            f"{where}: `multiscales[0].datasets` lists more than {MAX_LEVELS} levels; no pyramid has"
-        )
-    _check_lengths(multiscale, where)
-    _check_model(multiscale, version, where)
-    for dataset in multiscale["datasets"]:
-        check_member(dataset["path"], where)
-    return multiscale
-
-
-def _check_lengths(multiscale: Json, where: str) -> None:
-    """Check what models report in a roundabout way or not at all: vectors fit the axes and are finite."""
-    axes = multiscale.get("axes")
-    if not isinstance(axes, list):
-        return  # the model names the key
-    owners = [(f"level {d.get('path')!r}", d) for d in as_dicts(multiscale.get("datasets"))]
-    for owner, holder in [*owners, ("the multiscale", multiscale)]:
-        for transform in as_dicts(holder.get("coordinateTransformations")):
-            kind = transform.get("type")
-            if kind not in ("scale", "translation"):
-                continue
-            vector = transform.get(kind)
-            if vector is None and "path" in transform:
-                raise ValueError(f"{where}: {owner} stores its {kind} in a file, which is not supported")
-            if not isinstance(vector, list) or len(vector) != len(axes):
-                n = len(vector) if isinstance(vector, list) else "no"
-                raise ValueError(f"{where}: {kind} of {owner} has {n} numbers but there are {len(axes)} axes")
-            least = 1 / _LONGEST if kind == "scale" else -_LONGEST
-            if not all(type(v) in (int, float) and least <= v <= _LONGEST for v in vector):
-                raise ValueError(
-                    f"{where}: {kind} {short(vector)} of {owner} must hold finite numbers, a scale above 0, none "
-                    f"beyond {_LONGEST:g}"
-                )
-
-
-def _check_model(multiscale: Json, version: str, where: str) -> None:
-    from pydantic import ValidationError
-
-    if version == "0.4":
-        from ome_zarr_models.v04.multiscales import Multiscale
-    else:
-        from ome_zarr_models.v05.multiscales import Multiscale
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # order of scale and translation: `transform` composes any order
-            Multiscale.model_validate(multiscale)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # pydantic names the models of a union between the keys; keys of the specification begin in lower case
-        steps = [p for p in first["loc"] if isinstance(p, int) or (p[:1].islower() and "[" not in p)]
-        key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in steps)
-        message = " ".join(str(first["msg"]).split()).removeprefix("Value error, ")
-        raise ValueError(
-            f"{where}: `multiscales[0]{key}` does not conform to OME-Zarr {version}: {message}"
-        ) from None
-
-
 def axis_letters(multiscale: Json, where: str) -> str:
     """Return one letter of ``tczyx`` per array axis, in the order of the array.
 
+    The specification gives meaning to the types of axes, not to their names or the order of those in space. An axis
+    of a custom or no type stands in place of the channels, unless it is called ``t``. An axis in space keeps the
+    letter that its name tells (``Z``, ``depth``); the letters that are left go to the others in the order z, y, x, as
+    the specification recommends to order them.
+
     Raises
     ------
     ValueError
-        If an axis is none of these, or ``y`` or ``x`` is missing.
+        If they are not at most one in time, one of channels, and two or three in space.
     """
+    axes = multiscale["axes"]
+    told = [_letter_told(a.get("name")) for a in axes]
+    letters = [_letter_outside_space(a.get("type"), letter) for a, letter in zip(axes, told, strict=True)]
+    space = [i for i, a in enumerate(axes) if a.get("type") == "space"]
+    free = list("zyx"[-len(space) :])
+    for i in sorted(space, key=lambda i: told[i] not in free):
+        letters[i] = told[i] if told[i] in free else next(iter(free), "?")
+        free = [letter for letter in free if letter != letters[i]]
+    named = ", ".join(f"{short(a.get('name'))} ({short(a.get('type'))})" for a in axes)
+    return check_letters("".join(letters), f"{where}: axes {named}")
+
+
+def _letter_outside_space(kind: object, told: str) -> str:
+    if kind == "array":  # of 0.6: an axis without meaning, but for its name
+        return told or "?"
     by_type = {"time": "t", "channel": "c"}
-    letters = [by_type.get(a.get("type"), str(a.get("name")).lower()) for a in multiscale["axes"]]
-    named = ", ".join(f"{a.get('name')!r} ({a.get('type')})" for a in multiscale["axes"])
-    known = "".join(n if len(n) == 1 else "?" for n in letters)
-    return check_letters(known, f"{where}: axes {named}")
+    return by_type.get(str(kind), "t" if told == "t" else "c")
+
+
+def _letter_told(name: object) -> str:
+    """Return the letter of ``tczyx`` that the name of an axis tells, empty if it tells none."""
+    lower = str(name).lower()
+    return lower if lower in AXIS_TYPES else _SAYING.get(lower, "")
 
 
 def check_letters(letters: str, where: str, *, ndim: int | None = None) -> str:
@@ -309,6 +291,7 @@ def with_voxel_size(multiscale: Json, letters: str, voxel_size: Sequence[float])
         factors[i] = length / scale[i]
         result["axes"][i]["unit"] = "micrometer"
     result.pop("coordinateTransformations", None)
+    result.pop(COORDINATES_KEY, None)
     for k, entry in enumerate(multiscale["datasets"]):
         scale, translation = (
             [v * f for v, f in zip(vector, factors, strict=True)] for vector in transform(multiscale, k)

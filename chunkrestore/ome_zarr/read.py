@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
-from chunkrestore.ome_zarr import metadata
+from chunkrestore.ome_zarr import metadata, newer, older, zipped
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.arrays import RegionReader
 from chunkrestore.ome_zarr.channels import channel_names
+from chunkrestore.ome_zarr.conform import validate
 from chunkrestore.ome_zarr.image import Level, OmeZarrImage
+from chunkrestore.ome_zarr.members import UNFINISHED
 from chunkrestore.ome_zarr.store import Json, Node
 
 
@@ -19,13 +22,14 @@ def open_image(
     axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
 ) -> OmeZarrImage:
-    """Open an OME-Zarr image or label group, version 0.4 or 0.5, from its metadata alone.
+    """Open an OME-Zarr image or label group, version 0.1 to 0.6, from its metadata alone.
 
     Parameters
     ----------
     store
-        Path of the group, or its URL (``s3://``, ``https://``, ``http://``; `chunkrestore.ome_zarr.remote`). An
-        image that is open already is returned as it is.
+        Path of the group, also inside a zip file (``image.ozx``, ``plate.zarr.zip/A/1/0``), or its URL (``s3://``,
+        ``https://``, ``http://``; `chunkrestore.ome_zarr.remote`). An image that is open already is returned as
+        it is.
     axes
         One letter of ``tczyx`` per array axis, in the order of the array; needed for a plain zarr array,
         otherwise taken from the metadata.
@@ -47,21 +51,19 @@ def open_image(
     node = stores.read_node(path)
     if node is None or (node.kind == "array" and axes is None):
         raise _not_an_image(path, node)
-    if node.kind == "array":
-        metadata.check_letters(axes or "", f"{path}: `axes` {axes!r}")
-        plain = metadata.new_multiscale(axes or "", None, "", path="")
-        version, ome, others = "", {"multiscales": [plain]}, Json()
-    else:
-        version, ome, others = metadata.split(node, path)
-        if "multiscales" not in ome:
-            raise _no_multiscales(path, ome, others)
-        metadata.validate(ome, version, path)
+    version, ome, others = _described(node, axes, path)
     multiscale = ome["multiscales"][0]
     letters = _letters(multiscale, axes, path)
+    readers = _readers(path, multiscale, letters, named=axes is None)
+    if "image-label" in ome and readers[0].dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels are {readers[0].dtype}, but must be integers; write them again")
+    if version in metadata.OLDER:
+        multiscale = older.with_scales(multiscale, letters, [_stored_shape(reader) for reader in readers])
     if voxel_size is not None:
         multiscale = metadata.with_voxel_size(multiscale, letters, check_voxel_size(voxel_size, letters))
-        ome["multiscales"][0] = multiscale
-    levels = _levels(path, multiscale, letters, named=axes is None)
+    ome["multiscales"][0] = multiscale
+    geometries = (metadata.geometry(multiscale, letters, k, path) for k in range(len(readers)))
+    levels = tuple(Level(reader, *geometry) for reader, geometry in zip(readers, geometries, strict=True))
     reader = levels[0].reader
     units = [a.get("unit") for a in multiscale["axes"] if a.get("type") == "space"]
     return OmeZarrImage(
@@ -148,19 +150,48 @@ def _letters(multiscale: Json, axes: str | None, path: str) -> str:
     return axes
 
 
-def _levels(path: str, multiscale: Json, letters: str, *, named: bool) -> tuple[Level, ...]:
-    """Return the levels with their geometry in micrometres; `named` as for `RegionReader.at`."""
-    levels = [
-        Level(
-            RegionReader.at(path, entry["path"], letters, named=named),
-            *metadata.geometry(multiscale, letters, k, path),
-        )
-        for k, entry in enumerate(multiscale["datasets"])
-    ]
-    if len({level.reader.dtype for level in levels}) > 1:
-        kinds = ", ".join(f"{level.path!r} {level.reader.dtype}" for level in levels)
+def _described(node: Node, axes: str | None, path: str) -> tuple[str, Json, Json]:
+    """Return version, OME attributes as 0.4 or 0.5 would have them, and the other attributes."""
+    if node.kind == "array":
+        letters = metadata.check_letters(axes or "", f"{path}: `axes` {axes!r}")
+        return "", {"multiscales": [metadata.new_multiscale(letters, None, "", path="")]}, {}
+    version, ome, others = metadata.split(node, path)
+    if "multiscales" not in ome:
+        raise _no_multiscales(path, ome, others)
+    if version in metadata.OLDER:
+        multiscale = older.as_current(ome, version, axes, path)
+    elif version in metadata.NEWER:
+        multiscale = newer.as_current(ome, version, path)
+    else:
+        multiscale = validate(ome, version, path)
+    ome["multiscales"][0] = multiscale
+    return version, ome, others
+
+
+def _readers(path: str, multiscale: Json, letters: str, *, named: bool) -> list[RegionReader]:
+    """Return handles on the levels, whose axes are `named` by the metadata or by hand."""
+    names = [str(axis.get("name")).lower() for axis in multiscale["axes"]]
+    readers = []
+    for entry in multiscale["datasets"]:
+        readers.append(RegionReader.at(path, entry["path"], letters, names=names if named else ()))
+        older.check_separator(readers[-1])
+    if len({reader.dtype for reader in readers}) > 1:
+        kinds = ", ".join(f"{reader.array_path!r} {reader.dtype}" for reader in readers)
         raise ValueError(f"{path}: levels differ in dtype ({kinds}); write the pyramid again")
-    return tuple(levels)
+    for finer, coarser in itertools.pairwise(readers):
+        for axis, n, m in zip(finer.axes, finer.shape, coarser.shape, strict=True):
+            if m > n or (axis in "tc" and m != n):
+                wrong = "grow" if m > n else "differ"
+                raise ValueError(
+                    f"{path}: `multiscales[0].datasets` {wrong} on axis {axis!r}: level {coarser.array_path!r} has "
+                    f"{m}, {finer.array_path!r} before it {n}; list the finest first, with all time points and channels"
+                )
+    return readers
+
+
+def _stored_shape(reader: RegionReader) -> tuple[int, ...]:
+    """Return the shape of an array in the order of its own axes."""
+    return tuple(reader.shape[reader.order.index(i)] for i in range(reader.ndim))
 
 
 def _not_an_image(path: str, node: Node | None) -> Exception:
@@ -171,9 +202,14 @@ def _not_an_image(path: str, node: Node | None) -> Exception:
             "or pass `axes` with one letter of 'tczyx' per array axis"
         )
     if stores.is_url(path):
-        return FileNotFoundError(f"{path} holds no zarr metadata; check the URL")
+        fix = "download zip files, which are read from disk" if zipped.is_named(path) else "check the URL"
+        return FileNotFoundError(f"{path} holds no zarr metadata; {fix}")
     if not stores.exists(path):
         return FileNotFoundError(f"{path} does not exist; check the path of the store")
+    if stores.is_zipped(path):
+        return ValueError(
+            f"{path} holds no zarr metadata; give the path of the image inside the zip file, as in image.zip/folder"
+        )
     if stores.is_file(path):
         return ValueError(f"{path} is a file, not an OME-Zarr; convert it with `chunkrestore convert` first")
     return ValueError(f"{path} is a folder without zarr metadata, not an OME-Zarr; convert its files first")
@@ -182,7 +218,7 @@ def _not_an_image(path: str, node: Node | None) -> Exception:
 def _no_multiscales(path: str, ome: Json, others: Json) -> ValueError:
     """Return the error for a zarr group that holds no image itself."""
     own = others.get(metadata.OWN_KEY)
-    if isinstance(own, dict) and "state" in own:
+    if isinstance(own, dict) and {"state", UNFINISHED} & set(own):
         return ValueError(
             f"{path} is unfinished: its writer has not published it; finish it with `chunkrestore resume` "
             "or write it again with overwrite"
@@ -194,6 +230,8 @@ def _no_multiscales(path: str, ome: Json, others: Json) -> ValueError:
     if isinstance(well, dict) and (images := metadata.as_dicts(well.get("images"))):
         field = stores.check_member(images[0].get("path"), f"{path}: `well.images[0].path`")
         return ValueError(f"{path} is a well; open a field, such as {path}/{field}")
+    if "scene" in ome:
+        return ValueError(f"{path} is a scene; open one of the images inside it")
     if "bioformats2raw.layout" in ome:
         return ValueError(f"{path} is a collection of images; open one of them, such as {path}/0")
     if isinstance(labels, list):

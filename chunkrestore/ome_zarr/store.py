@@ -1,8 +1,9 @@
-"""Nodes and keys of a store, on the local file system or behind a URL: the one place that knows where things lie.
+"""Nodes and keys of a store, in folders, in a zip file or behind a URL: the one place that knows where things lie.
 
 A *node* is a zarr group or array. Its JSON documents are read and written here as they are, so that keys
-this package does not know survive; only array data goes through zarr-python. What differs between files and
-URLs is in `chunkrestore.ome_zarr.local` and `chunkrestore.ome_zarr.remote`, which offer the same functions.
+this package does not know survive; only array data goes through zarr-python. What differs is in
+`chunkrestore.ome_zarr.local`, `chunkrestore.ome_zarr.zipped` and `chunkrestore.ome_zarr.remote`, which offer the
+same functions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chunkrestore.ome_zarr import limits, local, remote
+from chunkrestore.ome_zarr import limits, local, remote, zipped
 from chunkrestore.ome_zarr.untrusted import is_unlinked, stays_inside
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PRIVATE_FOLDER = ".chunkrestore"
 
 
 class _Files(Protocol):
-    """What `local` and `remote` have in common."""
+    """What `local`, `zipped` and `remote` have in common."""
 
     def join(self, folder: str, *parts: str) -> str: ...
     def parents(self, path: str) -> list[str]: ...
@@ -48,7 +49,9 @@ class _Files(Protocol):
 
 
 def _files(path: str) -> _Files:
-    return remote if is_url(path) else local
+    if is_url(path):
+        return remote
+    return zipped if is_zipped(path) else local
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,26 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def is_zipped(path: str) -> bool:
+    """Return whether `path` is that of a zip file, or leads into one."""
+    return zipped.split(path) is not None
+
+
 def location(store: str | os.PathLike[str]) -> str:
     """Return the absolute path of `store`, or its URL without a final slash, as a string.
+
+    Of a zip file that holds one zarr folder, that folder.
 
     Raises
     ------
     ValueError
-        If `store` is a URL that cannot be opened, or that carries a password or a query.
+        If `store` is a URL that cannot be opened, or that carries a password or a query, or a damaged zip file.
     """
     text = os.fspath(store)
-    return remote.location(text) if is_url(text) else str(Path(text).expanduser().absolute())
+    if is_url(text):
+        return remote.location(text)
+    path = str(Path(text).expanduser().absolute())
+    return zipped.location(path) if is_zipped(path) else path
 
 
 def writable(store: str) -> str:
@@ -94,9 +107,11 @@ def writable(store: str) -> str:
     Raises
     ------
     ValueError
-        If it is a URL that can only be read.
+        If it is a URL that can only be read, or in a zip file.
     """
-    return remote.writable(store) if is_url(store) else store
+    if is_url(store):
+        return remote.writable(store)
+    return zipped.writable(store) if is_zipped(store) else store
 
 
 def join(store: str, *parts: str) -> str:
@@ -188,6 +203,28 @@ def read_json(folder: str, key: str) -> Json | None:
     if text is None:
         return None
     return limits.parse_document(text, path)
+
+
+def read_document(folder: str, key: str) -> bytes | None:
+    """Return a document of any kind as it is, or None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is larger than documents may be.
+    PermissionError, ConnectionError, TimeoutError
+        If it cannot be read.
+    """
+    path = join(folder, key)
+    content = _files(folder).read(path)
+    if content is not None and len(content) > limits.MAX_DOCUMENT_NBYTES:
+        raise ValueError(f"{path} is larger than {limits.MAX_DOCUMENT_NBYTES} bytes; it is not read")
+    return content
+
+
+def write_document(folder: str, key: str, content: bytes) -> None:
+    """Write a document of any kind; a reader sees the old one or the new one, never a part."""
+    _files(folder).write(join(folder, key), content)
 
 
 def write_json(folder: str, key: str, document: Mapping[str, Any]) -> None:

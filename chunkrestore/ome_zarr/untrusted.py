@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import BinaryIO
 
 
 def read_part(path: str, start: int, nbytes: int) -> bytes | None:
@@ -29,21 +30,37 @@ def read_part(path: str, start: int, nbytes: int) -> bytes | None:
     ValueError
         If `path` is a device, a pipe, a socket, or a link to itself.
     """
+    file = open_regular(path)
+    if file is None:
+        return None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if start:
+            file.seek(max(0, start + size) if start < 0 else start)
+        # The size is asked for because a buffer of all of `nbytes` is made before the first byte is read
+        return file.read(max(0, min(nbytes, size - file.tell())))
+
+
+def open_regular(path: str) -> BinaryIO | None:
+    """Open a file for reading, or return None if there is none.
+
+    Raises
+    ------
+    ValueError
+        As for `read_part`.
+    """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path} is a device, pipe or socket; only files are read")
-            if start:
-                file.seek(max(0, start + status.st_size) if start < 0 else start)
-            # The size is asked for because a buffer of all of `nbytes` is made before the first byte is read
-            return file.read(max(0, min(nbytes, status.st_size - file.tell())))
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # the caller closes it
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link to itself, a socket
             raise ValueError(f"{path} cannot be read: {error.strerror}; only files are read") from None
         raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} is a device, pipe or socket; only files are read")
+    return file
 
 
 def _without_waiting(path: str, flags: int) -> int:
