@@ -23,6 +23,9 @@ from typing import Any, TextIO
 Item = tuple[int, ...]
 """One unit of work: time point, channel, block index."""
 
+_DEEPEST_FIELD = 3
+"""Groups between a plate and the end of the path of a field: row, column, field."""
+
 _FSYNC_SECONDS = 2.0
 """Longest time that finished blocks may be lost to a power failure."""
 
@@ -268,10 +271,20 @@ def work_folder_of(output: str, given: str | os.PathLike[str] | None = None) -> 
     """Return the folder that keeps the ledgers of the jobs that write into the store `output`.
 
     Beside the store; for a URL, which has no place for an append-only journal, in the current folder, under the
-    whole URL's name: stores of different buckets may be called the same.
+    whole URL's name: stores of different buckets may be called the same. Of a field of a collection, the folder
+    that it has among those of the collection, if there is one.
     """
     if given is not None:
         return Path(given).expanduser().absolute()
+    parts = output.rstrip("/").split("/")
+    for depth in range(1, min(_DEEPEST_FIELD + 1, len(parts))):
+        within = _work_folder_named("/".join(parts[:-depth])).joinpath(*parts[-depth:])
+        if ".." not in parts and within.is_dir():
+            return within
+    return _work_folder_named(output)
+
+
+def _work_folder_named(output: str) -> Path:
     _, is_url, rest = output.partition("://")
     beside = rest.strip("/").replace("/", "-") if is_url else output.rstrip("/")
     return Path(f"{beside}.chunkrestore").absolute()

@@ -35,10 +35,12 @@ class Stage:
         n_voxels: int | None,
         clock: Callable[[], float],
         show: Callable[[Stage], None],
+        unit: str = "blocks",
     ) -> None:
         self.name = name
         self.n_items = n_items
         self.n_done = n_done
+        self.unit = unit
         self.notes: Counter[Kind] = Counter()
         self._n_resumed = n_done
         self._voxels_per_item = n_voxels / n_items if n_voxels and n_items else None
@@ -96,7 +98,7 @@ class Stage:
         parts = []
         if (each := self.seconds_per_item) is not None:
             if self._voxels_per_item is None:
-                parts.append(f"{1 / each:.3g} blocks/s")
+                parts.append(f"{1 / each:.3g} {self.unit}/s")
             else:
                 parts.append(f"{self._voxels_per_item / each / 1e6:.3g} megavoxels/s")
         if self.n_left and (left := self.seconds_left) is not None:
@@ -138,7 +140,13 @@ class Progress:
 
     @contextmanager
     def stage(
-        self, name: str, n_items: int, n_done: int = 0, *, n_voxels: int | None = None
+        self,
+        name: str,
+        n_items: int,
+        n_done: int = 0,
+        *,
+        n_voxels: int | None = None,
+        unit: str = "blocks",
     ) -> Iterator[Stage]:
         """Show a stage of `n_items`, of which `n_done` were done before.
 
@@ -150,6 +158,8 @@ class Progress:
             Items of the stage, and those of them that earlier runs have finished.
         n_voxels
             Voxels that all items write together, for stages whose rate is worth telling in voxels.
+        unit
+            What items are.
 
         Yields
         ------
@@ -160,7 +170,7 @@ class Progress:
             self._begun = self._last_line = self._clock()
 
         def begun(show: Callable[[Stage], None]) -> Stage:
-            return Stage(name, n_items, n_done, n_voxels=n_voxels, clock=self._clock, show=show)
+            return Stage(name, n_items, n_done, n_voxels=n_voxels, clock=self._clock, show=show, unit=unit)
 
         if self._quiet or n_items == 0:
             yield begun(lambda _: None)
@@ -201,7 +211,7 @@ class Progress:
     def _line(self, stage: Stage) -> None:
         now = self._last_line = self._clock()
         seconds = now - (self._begun or 0.0)
-        parts = [f"{stage.n_done} of {stage.n_items} blocks", stage.figures]
+        parts = [f"{stage.n_done} of {stage.n_items} {stage.unit}", stage.figures]
         parts.append(f"{format_seconds(seconds)} since the job began")
         voxels = self._n_voxels + stage.n_own_voxels
         if voxels and seconds:

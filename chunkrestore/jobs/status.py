@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from chunkrestore.jobs import ledger
 from chunkrestore.jobs.events import event_lines, is_block, parse_event
+from chunkrestore.jobs.fields_record import field_folders
 from chunkrestore.jobs.lock import holder
 from chunkrestore.jobs.lock_file import Holder
 from chunkrestore.jobs.progress import RECENT, format_seconds, pace
 
 State: TypeAlias = Literal["never begun", "running", "interrupted", "failed", "done"]
+
+_MOST_JOBS = 8
+"""Jobs that are told of one by one, however they stand."""
 
 _MOST_SHOWN = 20
 """Stages and failed blocks that the text for people lists; JSON has them all."""
@@ -61,7 +65,7 @@ class JobStatus:
     """One job; ``str(status)`` is for people."""
 
     name: str
-    """``image`` or ``labels-NAME``."""
+    """``image`` or ``labels-NAME``; of a field of a collection ``FIELD/image``, such as ``B/03/0/image``."""
     folder: str
     """Where its files are."""
     state: State
@@ -109,14 +113,31 @@ def status(
     if not folder.is_dir():
         return []
     holds = holder(folder)
+    fields = field_folders(folder)
+    if fields:
+        return [_job(place, holder(place.parent), name) for name, place in fields.items()]
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     if holds is not None and _lives(holds) and holds.job:
         # A driver reads the whole input once before it begins a job.
         names.add(holds.job)
-    return [_job(folder / name, holds) for name in sorted(names)]
+    return [_job(folder / name, holds, name) for name in sorted(names)]
 
 
-def _job(folder: Path, holds: Holder | None) -> JobStatus:
+def summary(jobs: Sequence[JobStatus]) -> str:
+    """Return the status of jobs for people; of many, such as those on the fields of a plate, what is under way.
+
+    Finished jobs and those that were not begun are counted then.
+    """
+    if len(jobs) <= _MOST_JOBS:
+        return "\n\n".join(map(str, jobs))
+    counts = Counter(job.state for job in jobs)
+    counted = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
+    shown = [job for job in jobs if job.state not in ("done", "never begun")]
+    more = [f"and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
+    return "\n\n".join([f"{len(jobs)} jobs: {counted}", *map(str, shown[:_MOST_SHOWN]), *more])
+
+
+def _job(folder: Path, holds: Holder | None, name: str) -> JobStatus:
     told, marks = _telemetry(folder / "events.jsonl"), _marks(folder / "journal.jsonl")
     working = holds if holds is not None and holds.job in ("", folder.name) else None
     state = _state(folder, working, told, any(mark.failed for mark in marks.values()))
@@ -128,7 +149,7 @@ def _job(folder: Path, holds: Holder | None) -> JobStatus:
     current = next((stage for stage in stages if stage.name == told.stage), None)
     n_left = current.n_items - current.n_done - current.n_failed if current is not None else 0
     return JobStatus(
-        name=folder.name,
+        name=name,
         folder=str(folder),
         state=state,
         host=working.host if working is not None and state == "running" else told.host,
