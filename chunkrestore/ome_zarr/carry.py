@@ -7,8 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import chunkrestore
 from chunkrestore.ome_zarr import metadata
-from chunkrestore.ome_zarr.channels import named_channels, without_windows
+from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.arrays import RegionReader
+from chunkrestore.ome_zarr.channels import named_channels, with_view, without_windows
 from chunkrestore.ome_zarr.layout import LevelPlan
 from chunkrestore.ome_zarr.read import check_voxel_size
 from chunkrestore.ome_zarr.store import Json
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 # Attributes that say what kind of group this is, or that are rebuilt; everything else is carried over.
 _REBUILT = metadata.OME_KEYS
+_OF_ARRAYS = ("_ARRAY_DIMENSIONS",)
 
 
 def choose_axes(axes: str | None, shape: Sequence[int], like: OmeZarrImage | None) -> str:
@@ -101,6 +105,28 @@ def derive_multiscale(
     return multiscale if size is None else metadata.with_voxel_size(multiscale, letters, size)
 
 
+def with_time_step(multiscale: Json, letters: str, seconds: float) -> Json:
+    """Return the multiscale with `seconds` between time points; only level 0 is kept right.
+
+    Raises
+    ------
+    ValueError
+        If there is no time axis, or `seconds` is not above 0.
+    """
+    if "t" not in letters or not 0 < seconds < math.inf:
+        raise ValueError(
+            f"`time_step` {seconds} must be above 0, in seconds, for axes with 't', not {letters!r}"
+        )
+    result, i = copy.deepcopy(multiscale), letters.index("t")
+    factor = float(seconds) / metadata.transform(multiscale, 0)[0][i]
+    scale, translation = metadata.transform(multiscale, 0, whole=False)
+    scale[i], translation[i] = scale[i] * factor, translation[i] * factor
+    base = result["datasets"][0]
+    result["datasets"][0] = metadata.dataset(base["path"], scale, translation, base)
+    result["axes"][i]["unit"] = "second"
+    return result
+
+
 def with_levels(multiscale: Json, plans: Sequence[LevelPlan], letters: str, method: str) -> Json:
     """Return the multiscale with one entry per planned level, arrays named ``0``, ``1``, ...
 
@@ -118,9 +144,17 @@ def with_levels(multiscale: Json, plans: Sequence[LevelPlan], letters: str, meth
         scaled = [f * s for f, s in zip(factors, scale, strict=True)]
         base = known[level] if level < len(known) else None
         result["datasets"].append(metadata.dataset(str(level), scaled, moved, base=base))
-    result["type"] = method
-    result["metadata"] = {"method": "chunkrestore.ome_zarr.pyramid", "description": _DESCRIPTIONS[method]}
-    return result
+    return result | described(method)
+
+
+def described(method: str) -> Json:
+    """Return the keys of a multiscale that say how its levels derive from each other."""
+    made = {
+        "method": "chunkrestore.ome_zarr.pyramid",
+        "version": chunkrestore.__version__,
+        "description": _DESCRIPTIONS[method],
+    }
+    return {"type": method, "metadata": made}
 
 
 _DESCRIPTIONS = {
@@ -149,7 +183,8 @@ def carry_channels(
     if names is not None and (len(names) != n_c or len(set(names)) != n_c):
         raise ValueError(f"`channels` {tuple(names)} must hold one unique name for each of {n_c} channels")
     ome, own_names = ({}, ()) if like is None else (like.ome, like.channels)
-    omero = named_channels(ome, own_names, names, n_c)
+    sizes = dict(zip(letters, shape, strict=True))
+    omero = with_view(named_channels(ome, own_names, names, n_c), sizes.get("t", 1), sizes.get("z", 1))
     return omero if windows else without_windows(omero)
 
 
@@ -162,3 +197,10 @@ def carry_unknown(like: OmeZarrImage | None) -> tuple[Json, Json]:
     if previous is not None:
         others[metadata.OWN_KEY] = {"source": previous}
     return {k: copy.deepcopy(v) for k, v in like.ome.items() if k not in _REBUILT}, others
+
+
+def carry_arrays(like: OmeZarrImage | None) -> tuple[Json, ...]:
+    """Return the attributes of the arrays of `like`, level by level; a file that is no zarr has none."""
+    readers = [] if like is None else [level.reader for level in like.levels]
+    nodes = [stores.read_node(r.name) if type(r) is RegionReader else None for r in readers]
+    return tuple({k: v for k, v in n.attributes.items() if k not in _OF_ARRAYS} if n else {} for n in nodes)

@@ -5,21 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from chunkrestore.ome_zarr import metadata
 from chunkrestore.ome_zarr import store as stores
-from chunkrestore.ome_zarr.carry import check_shape, choose_axes, derive_multiscale, with_levels
+from chunkrestore.ome_zarr.carry import (
+    carry_arrays,
+    carry_channels,
+    carry_unknown,
+    check_shape,
+    choose_axes,
+    derive_multiscale,
+    with_levels,
+)
 from chunkrestore.ome_zarr.fill import fill
 from chunkrestore.ome_zarr.image import OmeZarrImage
-from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks, pyramid_like
+from chunkrestore.ome_zarr.label_attributes import (
+    MAX_ENTRIES,
+    Colors,
+    Properties,
+    distinct_colors,
+    image_label,
+    source_image,
+)
+from chunkrestore.ome_zarr.label_ids import as_dtype, used_ids
+from chunkrestore.ome_zarr.layout import LevelPlan, pyramid_like
 from chunkrestore.ome_zarr.pyramid import build_pyramid
 from chunkrestore.ome_zarr.read import label_names, open_image
+from chunkrestore.ome_zarr.storage import Storage
 from chunkrestore.ome_zarr.store import Json
 from chunkrestore.ome_zarr.write import StorePath, plan_levels
-from chunkrestore.ome_zarr.writer import ImageWriter, Storage, refresh_consolidated, unfinished_state
+from chunkrestore.ome_zarr.writer import Document, ImageWriter, refresh_consolidated, unfinished_state
 
 _NAME = re.compile(r"(?!__)[A-Za-z0-9_-][A-Za-z0-9_. -]*")
 
@@ -44,10 +62,13 @@ def create_labels(
     voxel_size: Sequence[float] | None = None,
     like: OmeZarrImage | StorePath | None = None,
     chunks: Sequence[int] | None = None,
-    shards: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal["auto"] | None = "auto",
     version: str | None = None,
     compression: str = "zstd",
+    checksums: bool = False,
     method: str = "nearest",
+    colors: Colors | None = None,
+    properties: Properties | None = None,
     overwrite: bool = False,
 ) -> LabelsWriter:
     """Create the arrays of labels and return the writer that fills and publishes them.
@@ -68,13 +89,19 @@ def create_labels(
     axes
         By default those of `like` that fit `shape`, or all but ``c`` without `shape`.
     voxel_size, like
-        As for `create_image`; `like` is the image in `store` by default.
-    chunks, shards, compression
+        As for `create_image`; `like` is the image in `store` by default. Labels that are given as `like` are copied
+        in what they say of their objects, too.
+    chunks, shards, compression, checksums
         As for `create_image`.
     version
         That of the image in `store` by default, else ``"0.5"``.
     method
         ``"nearest"`` keeps small objects in the pyramid, ``"mode"`` gives smoother borders.
+    colors
+        Red, green, blue and opacity from 0 to 255 by label id (`distinct_colors`, `class_colors`), of all objects or of
+        none: viewers may hide those that have none.
+    properties
+        JSON-compatible values by name, by label id. For more than 10000 objects, there are their tables.
     overwrite
         Replace labels of this name; other labels and the image are never touched.
 
@@ -85,10 +112,10 @@ def create_labels(
     ValueError
         If parameters do not fit together or to the image in `store`. Nothing is touched then.
     """
-    root = stores.location(store)
+    root = stores.writable(stores.location(store))
     path = stores.join(root, stores.check_place(root, f"labels/{_check_name(name)}", own=True))
     image, own_version, n_levels = _surroundings(root)
-    storage = Storage(_agreed_version(root, own_version, version), chunks, shards, compression)
+    storage = Storage(_agreed_version(root, own_version, version), chunks, shards, compression, checksums)
     source = image if like is None else open_image(like)
     kind = np.dtype(dtype).newbyteorder("=")
     if kind.kind not in "iu":
@@ -101,12 +128,21 @@ def create_labels(
     multiscale = derive_multiscale(
         letters, lengths, like=source, voxel_size=voxel_size, name=name, ignore="c"
     )
-    plans = _plan(multiscale, letters, lengths, source, n_levels)
-    level_chunks(plans[0].shape, chunks, shards)
+    plans = _plan(multiscale, letters, lengths, [image, source], n_levels)
+    storage = storage.settled(lengths, plans[0].shape, kind, path)
     multiscale = {**with_levels(multiscale, plans, letters, method), "name": name}
-    ome = {"multiscales": [multiscale], "image-label": {"source": {"image": "../../"}}}
+    copied = source if source is not None and source.is_labels else None
+    about = image_label(kind, colors=colors, properties=properties, like=copied)
+    image_path = source_image(path, root, None if n_levels is not None else source)
+    if image_path is not None:
+        about["source"] = {"image": image_path}
+    ome, others = carry_unknown(copied)
+    if copied is not None and "omero" in copied.ome:
+        ome["omero"] = carry_channels(letters, lengths, copied, None, windows=copied.dtype == kind)
+    ome |= {"multiscales": [multiscale], "image-label": about}
+    document = Document(ome, others, carry_arrays(copied))
     _claim(root, path, storage, overwrite=overwrite)
-    return LabelsWriter.create(path, lengths, kind, plans, (ome, {}), storage)
+    return LabelsWriter.create(path, lengths, kind, plans, document, storage)
 
 
 def write_labels(
@@ -117,6 +153,8 @@ def write_labels(
     like: OmeZarrImage | StorePath | None = None,
     axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
+    dtype: Any = None,
+    colors: Colors | Literal["auto"] | None = None,
     provenance: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> OmeZarrImage:
@@ -128,16 +166,27 @@ def write_labels(
         NumPy array (or anything that can be sliced), or a dask array of any chunking, of an integer dtype.
     store, name, like, axes, voxel_size
         As for `create_labels`.
+    dtype
+        Of what is stored, any integer that holds all ids; by default that of `labels`.
+    colors
+        As for `create_labels`, or ``"auto"``: `distinct_colors` of the ids, for which `labels` are read once more.
     provenance
         JSON-compatible values that say how the labels came about.
     **options
-        `chunks`, `shards`, `version`, `compression`, `method` and `overwrite`, as for `create_labels`.
+        `chunks`, `shards`, `version`, `compression`, `checksums`, `method`, `properties` and `overwrite`, as for
+        `create_labels`.
 
     Raises
     ------
     FileExistsError, ValueError
-        As for `create_labels`.
+        As for `create_labels`; also if `dtype` does not hold an id.
     """
+    if dtype is not None:
+        labels = as_dtype(labels, dtype, name)
+    if isinstance(colors, str):
+        if colors != "auto":
+            raise ValueError(f"`colors` {colors!r} must be colours by label id, 'auto' or None")
+        colors = distinct_colors(used_ids(labels, MAX_ENTRIES))
     writer = create_labels(
         store,
         name,
@@ -146,6 +195,7 @@ def write_labels(
         like=like,
         axes=axes,
         voxel_size=voxel_size,
+        colors=colors,
         **options,
     )
     fill(writer.target(0), labels)
@@ -194,6 +244,11 @@ def _surroundings(root: str) -> tuple[OmeZarrImage | None, str | None, int | Non
 
 
 def _agreed_version(root: str, own: str | None, wanted: str | None) -> str:
+    if own is not None and own not in metadata.VERSIONS:
+        raise ValueError(
+            f"{root} is OME-Zarr {own}, and labels are added to {' and '.join(metadata.VERSIONS)} only; write it anew "
+            "with `chunkrestore convert`"
+        )
     if own is not None and wanted is not None and own != wanted:
         raise ValueError(f"`version` {wanted!r} differs from {own!r} of {root}, which the labels must share")
     return own or wanted or "0.5"
@@ -216,13 +271,20 @@ def _extent(
 
 
 def _plan(
-    multiscale: Json, letters: str, shape: Sequence[int], like: OmeZarrImage | None, n_levels: int | None
+    multiscale: Json,
+    letters: str,
+    shape: Sequence[int],
+    models: Sequence[OmeZarrImage | None],
+    n_levels: int | None,
 ) -> list[LevelPlan]:
-    """Return levels like those of `like`, in the number that the image beside the labels has."""
-    if like is None or (n_levels is not None and n_levels != len(like.levels)):
-        return plan_levels(multiscale, letters, shape, n_levels)
-    voxel_size, _ = metadata.geometry(multiscale, letters, 0, like.path)
-    return pyramid_like([level.reader.spatial_shape for level in like.levels], voxel_size)
+    """Return levels like those of the first of `models` of this shape, in the number that the image beside has."""
+    for like in models:
+        if like is None or like.spatial_shape != tuple(shape[-len(like.spatial_shape) :]):
+            continue
+        if n_levels in (None, len(like.levels)):
+            voxel_size, _ = metadata.geometry(multiscale, letters, 0, like.path)
+            return pyramid_like([level.reader.spatial_shape for level in like.levels], voxel_size)
+    return plan_levels(multiscale, letters, shape, n_levels)
 
 
 def _claim(root: str, path: str, storage: Storage, *, overwrite: bool) -> None:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from chunkrestore.ome_zarr import metadata
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.arrays import check_dtype
 from chunkrestore.ome_zarr.carry import (
+    carry_arrays,
     carry_channels,
     carry_unknown,
     check_shape,
     choose_axes,
     derive_multiscale,
     with_levels,
+    with_time_step,
 )
 from chunkrestore.ome_zarr.fill import fill
 from chunkrestore.ome_zarr.image import OmeZarrImage
-from chunkrestore.ome_zarr.layout import LevelPlan, default_pyramid, level_chunks
+from chunkrestore.ome_zarr.layout import LevelPlan, default_pyramid
 from chunkrestore.ome_zarr.limits import MAX_LEVELS
 from chunkrestore.ome_zarr.pyramid import build_pyramid
 from chunkrestore.ome_zarr.read import label_names, open_image, open_label
+from chunkrestore.ome_zarr.storage import Storage
 from chunkrestore.ome_zarr.store import Json
-from chunkrestore.ome_zarr.writer import ImageWriter, Storage, mark_unfinished, unfinished_state
+from chunkrestore.ome_zarr.writer import Document, ImageWriter, mark_unfinished, unfinished_state
 
 StorePath = str | os.PathLike[str]
 
@@ -36,13 +39,15 @@ def create_image(
     dtype: Any,
     axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
+    time_step: float | None = None,
     like: OmeZarrImage | StorePath | None = None,
     channels: Sequence[str] | None = None,
     chunks: Sequence[int] | None = None,
-    shards: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal["auto"] | None = "auto",
     levels: int | None = None,
     version: str = "0.5",
     compression: str = "zstd",
+    checksums: bool = False,
     overwrite: bool = False,
 ) -> ImageWriter:
     """Create the arrays of an image and return the writer that fills and publishes them.
@@ -59,20 +64,26 @@ def create_image(
         without ``t``) if `shape` has fewer.
     voxel_size
         Micrometres per spatial axis; by default that of `like`. Without either, no unit is recorded.
+    time_step
+        Seconds between time points; by default that of `like`. Without either, no unit is recorded.
     like
         Image whose axes, scale, translation, channels and unknown attributes are carried over. For a part
         of an image, give `OmeZarrImage.select` of it.
     channels
         Names. One that `like` has keeps its colour; by default all channels of `like`.
     chunks, shards
-        Voxels per spatial axis; 64 each (512 in two dimensions) and no shards by default. Chunks are one
-        long on the other axes.
+        Voxels per spatial axis; chunks of 64 each (512 in two dimensions) by default, one long on the other axes.
+        Shards gather chunks in one file; None: every chunk is a file. By default there are shards if the image has
+        more than 4096 chunks, version is 0.5 and no `chunks` are given (`chunkrestore.ome_zarr.layout`).
     levels
         Number of levels; by default until one fits into 64 voxels per axis (512 in two dimensions).
     version
-        ``"0.5"`` (zarr v3) or ``"0.4"`` (zarr v2, without shards).
+        ``"0.5"`` (zarr v3) or ``"0.4"`` (zarr v2, without shards and checksums).
     compression
-        ``"zstd"``, or ``"lz4"``: faster and about a tenth larger.
+        ``"zstd"``, ``"lz4"`` (faster and about a tenth larger), ``"gzip"`` or ``"none"`` (for readers without Blosc),
+        with a level from 1 to 9 after a colon if wanted: ``"zstd:9"``.
+    checksums
+        Whether every chunk carries a CRC-32C, so that a flipped bit is an error and not another value.
     overwrite
         Remove an existing image first; labels beside it stay, and must fit.
 
@@ -84,9 +95,9 @@ def create_image(
         If parameters do not fit together, or `store` is something else than an OME-Zarr image. Nothing is
         touched then.
     """
-    path, lengths = stores.location(store), check_shape(shape)
+    path, lengths = stores.writable(stores.location(store)), check_shape(shape)
     kind = check_dtype(dtype, f"the image for {path}")
-    storage = Storage(version, chunks, shards, compression)
+    storage = Storage(version, chunks, shards, compression, checksums)
     source = None if like is None else open_image(like)
     if source is not None and stores.same(source.path, path):
         raise ValueError(f"{path} is the image that `like` was opened from; write to another store")
@@ -95,14 +106,17 @@ def create_image(
     multiscale = derive_multiscale(
         letters, lengths, like=source, voxel_size=voxel_size, name=stores.name_of(path), ignore=free
     )
+    if time_step is not None:
+        multiscale = with_time_step(multiscale, letters, time_step)
     plans = plan_levels(multiscale, letters, lengths, levels)
-    level_chunks(plans[0].shape, chunks, shards)
+    storage = storage.settled(lengths, plans[0].shape, kind, path)
     ome, others = carry_unknown(source)
     keep_windows = source is not None and source.dtype == kind
     ome["omero"] = carry_channels(letters, lengths, source, channels, windows=keep_windows)
     ome["multiscales"] = [with_levels(multiscale, plans, letters, "mean")]
     _claim(path, storage, plans, overwrite=overwrite)
-    return ImageWriter.create(path, lengths, kind, plans, (ome, others), storage)
+    document = Document(ome, others, carry_arrays(source))
+    return ImageWriter.create(path, lengths, kind, plans, document, storage)
 
 
 def write_image(
@@ -127,8 +141,8 @@ def write_image(
     provenance
         JSON-compatible values that say how the voxels came about.
     **options
-        `channels`, `chunks`, `shards`, `levels`, `version`, `compression` and `overwrite`, as for
-        `create_image`.
+        `time_step`, `channels`, `chunks`, `shards`, `levels`, `version`, `compression`, `checksums` and
+        `overwrite`, as for `create_image`.
 
     Raises
     ------

@@ -7,7 +7,6 @@ become stands in its ``chunkrestore`` attribute, so that a writer can be opened 
 from __future__ import annotations
 
 import uuid
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -17,43 +16,25 @@ import numpy as np
 from chunkrestore.ome_zarr import metadata
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.channels import fill_windows
-from chunkrestore.ome_zarr.layout import LevelPlan, level_chunks
+from chunkrestore.ome_zarr.conform import without_warnings
+from chunkrestore.ome_zarr.layout import LevelPlan
 from chunkrestore.ome_zarr.limits import MAX_DOCUMENT_NBYTES, short
 from chunkrestore.ome_zarr.metadata import OWN_KEY
+from chunkrestore.ome_zarr.storage import Storage
 from chunkrestore.ome_zarr.store import Json
 from chunkrestore.ome_zarr.target import RegionWriter
 
-COMPRESSIONS = {"zstd": 3, "lz4": 5}
-"""Blosc codecs and their levels; both with bitshuffle, which is smaller and faster than plain zstd."""
-
 
 @dataclass(frozen=True)
-class Storage:
-    """How arrays are stored."""
+class Document:
+    """The attributes of an image under construction."""
 
-    version: str = "0.5"
-    """OME-Zarr version: ``"0.5"`` (zarr v3) or ``"0.4"`` (zarr v2, without shards)."""
-    chunks: Sequence[int] | None = None
-    """Voxels per spatial axis; 64 each (512 in two dimensions) by default, 1 on the other axes."""
-    shards: Sequence[int] | None = None
-    """Voxels per spatial axis; no shards by default."""
-    compression: str = "zstd"
-    """``"zstd"``, or ``"lz4"``: faster and about a tenth larger."""
-
-    def __post_init__(self) -> None:
-        if self.version not in metadata.VERSIONS:
-            known = ", ".join(metadata.VERSIONS)
-            raise ValueError(f"`version` {self.version!r} cannot be written; use one of {known}")
-        if self.shards is not None and self.zarr_format == 2:
-            raise ValueError("`shards` need OME-Zarr 0.5; leave them out or write version '0.5'")
-        if self.compression not in COMPRESSIONS:
-            known = ", ".join(COMPRESSIONS)
-            raise ValueError(f"`compression` {self.compression!r} is unknown; use one of {known}")
-
-    @property
-    def zarr_format(self) -> int:
-        """2 or 3."""
-        return metadata.VERSIONS[self.version]
+    ome: Json
+    """``multiscales``, ``omero`` and the like, with all levels."""
+    others: Json
+    """Other attributes of the group."""
+    arrays: tuple[Json, ...] = ()
+    """Attributes of the levels' arrays, as many as have any."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ class ImageWriter:
         shape: Sequence[int],
         dtype: np.dtype[Any],
         plans: Sequence[LevelPlan],
-        document: tuple[Json, Json],
+        document: Document,
         storage: Storage,
     ) -> Self:
         """Create the arrays of a new group and mark it as unfinished.
@@ -138,20 +119,21 @@ class ImageWriter:
         plans
             Spatial shape of every level.
         document
-            OME attributes with all levels, and other attributes.
+            What the image will say of itself.
         storage
             How arrays are stored.
         """
-        ome, others = document
-        multiscale = ome["multiscales"][0]
+        multiscale = document.ome["multiscales"][0]
         paths = [entry["path"] for entry in multiscale["datasets"]]
         for member in paths:
             stores.check_place(path, member, own=True)
         mark_unfinished(path, storage.zarr_format, {"state": "creating", "levels": paths})
         lead = tuple(shape[: len(shape) - len(plans[0].shape)])
-        for member, plan in zip(paths, plans, strict=True):
-            names = [axis["name"] for axis in multiscale["axes"]]
-            _create_array(stores.join(path, member), lead, plan.shape, dtype, names, storage)
+        names = [axis["name"] for axis in multiscale["axes"]]
+        for level, (member, plan) in enumerate(zip(paths, plans, strict=True)):
+            attributes = document.arrays[level] if level < len(document.arrays) else {}
+            storage = storage.above(plan.factors)
+            storage.create_array(stores.join(path, member), lead, plan.shape, dtype, names, attributes)
         state = {
             "state": "writing",
             "token": uuid.uuid4().hex,
@@ -159,7 +141,7 @@ class ImageWriter:
             "method": multiscale["type"],
             "levels": paths,
             "factors": [list(plan.factors) for plan in plans],
-            "publish": metadata.unite(ome, others, storage.version),
+            "publish": metadata.unite(document.ome, document.others, storage.version),
         }
         mark_unfinished(path, storage.zarr_format, state)
         return cls._from_state(path, state)
@@ -223,59 +205,29 @@ def mark_unfinished(path: str, zarr_format: int, state: Json) -> None:
 
 def refresh_consolidated(path: str) -> None:
     """Bring consolidated metadata of the groups around `path` up to date, where they carry any."""
-    consolidated = [group for group in stores.enclosing_groups(path) if stores.is_consolidated(group)]
-    if not consolidated:
-        return
+    for group in stores.enclosing_groups(path):
+        if stores.is_consolidated(group):
+            consolidate(group)
+
+
+def consolidate(group: str) -> None:
+    """Write a copy of the metadata of all members into the group, as it was there before.
+
+    Raises
+    ------
+    ValueError
+        If a member's metadata cannot be read.
+    """
     import zarr
 
     from chunkrestore.ome_zarr.bounded import BoundedStore
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # consolidation is not yet part of zarr v3; it was there before us
-        for group in consolidated:
-            try:
-                # Reads the documents of all members, whoever wrote them
-                zarr.consolidate_metadata(BoundedStore(stores.array_store(group), *[MAX_DOCUMENT_NBYTES] * 2))
-            except RecursionError:
-                raise ValueError(
-                    f"{group}: consolidated metadata cannot be renewed, a member's is nested too deep; remove it"
-                ) from None
-
-
-def _create_array(
-    path: str,
-    lead: Sequence[int],
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    names: list[str],
-    storage: Storage,
-) -> None:
-    """Create one level: `lead` are its lengths on the time and channel axes, `shape` those in space."""
-    import zarr
-
-    ones = (1,) * len(lead)
-    chunks, shards = level_chunks(shape, storage.chunks, storage.shards)
-    level = COMPRESSIONS[storage.compression]
-    options: dict[str, Any]
-    if storage.zarr_format == 2:
-        from numcodecs import Blosc
-
-        codec: Any = Blosc(storage.compression, level, Blosc.BITSHUFFLE)
-        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
-    else:
-        from zarr.codecs import BloscCodec
-
-        codec = BloscCodec(
-            cname=storage.compression, clevel=level, shuffle="bitshuffle", typesize=dtype.itemsize
-        )
-        options = {"dimension_names": names, "shards": None if shards is None else (*ones, *shards)}
-    zarr.create_array(
-        stores.array_store(path),
-        shape=(*lead, *shape),
-        chunks=(*ones, *chunks),
-        dtype=dtype.newbyteorder("<"),
-        compressors=codec,
-        fill_value=0,
-        zarr_format=storage.zarr_format,
-        **options,
-    )
+    # Consolidation is not yet part of zarr v3; it was there before us. One thread at a time: the last sees all members
+    with without_warnings():
+        try:
+            # Reads the documents of all members, whoever wrote them
+            zarr.consolidate_metadata(BoundedStore(stores.array_store(group), *[MAX_DOCUMENT_NBYTES] * 2))
+        except RecursionError:
+            raise ValueError(
+                f"{group}: consolidated metadata cannot be renewed, a member's is nested too deep; remove it"
+            ) from None
