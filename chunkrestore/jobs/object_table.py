@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from chunkrestore.kernels.star_convex import Rays
 from chunkrestore.ome_zarr import remote
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.remote_errors import named
+
+if TYPE_CHECKING:
+    from chunkrestore.jobs.predictions import Predictions
 
 TABLE_NAME = "objects.parquet"
 """Name of the table in the group of its labels."""
@@ -62,6 +65,7 @@ def write_objects(
     *,
     provenance: Mapping[str, Any],
     scratch: str | os.PathLike[str] | None = None,
+    earlier: Predictions | None = None,
 ) -> int:
     """Write the table of all objects, whole or not at all, and bring it to the disk.
 
@@ -71,13 +75,15 @@ def write_objects(
         Path or ``s3://`` URL of the file; one that is there is replaced.
     parts
         Planes with some of their objects, as `ObjectColumns.empty` describes them: planes in ascending order, ids
-        of a plane without gaps.
+        of a plane ascending, without gaps unless they are measured.
     columns
         What the table tells.
     provenance
         JSON-compatible values that say how the labels came about.
     scratch
         Existing folder for the file until it is sent to a URL, which takes place in parts.
+    earlier
+        Predictions of the same objects, which are kept.
 
     Returns
     -------
@@ -87,7 +93,8 @@ def write_objects(
     Raises
     ------
     ValueError
-        If a part does not fit to `columns`, planes or ids are not in order, or a URL comes without `scratch`.
+        If a part does not fit to `columns` or to `earlier`, planes or ids are not in order, or a URL comes without
+        `scratch`.
     ImportError
         If pyarrow is not installed.
 
@@ -96,12 +103,54 @@ def write_objects(
     What grows with the number of objects is the footer, by 2 to 4 kB per 65536. A million objects take 65 MB (with 96
     random distances, which compress badly, 370 MB) and about a second.
     """
-    target = stores.location(path)
-    with _placed(target, scratch) as partial, partial.open("wb") as file:
-        n_objects = _write(file, parts, columns, {**columns.described(), "provenance": dict(provenance)})
+    pyarrow, parquet = _library()
+    n_objects = 0
+    schema, batches = record_batches(parts, columns, provenance, earlier)
+    # Numbers hardly repeat, so dictionaries of them would only cost time; planes and classes do.
+    repeated = [name for name in ("t", "c", "class_id") if name in schema.names]
+    with (
+        placed(stores.location(path), scratch) as partial,
+        partial.open("wb") as file,
+        parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated) as writer,
+    ):
+        for group in _row_groups(batches):
+            writer.write_table(pyarrow.Table.from_batches(group), row_group_size=_ROWS)
+            n_objects += sum(batch.num_rows for batch in group)
+        writer.close()
         file.flush()
         os.fsync(file.fileno())
     return n_objects
+
+
+def record_batches(
+    parts: Iterable[tuple[Plane, Part]],
+    columns: ObjectColumns,
+    provenance: Mapping[str, Any],
+    earlier: Predictions | None = None,
+) -> tuple[Any, Iterator[Any]]:
+    """Return pyarrow's schema of a table, with its description, and its rows as record batches, part by part.
+
+    Parameters are those of `write_objects`, which says what can be wrong with them.
+    """
+    pyarrow, _ = _library()
+    nothing = columns.arrays((0, 0), columns.empty())
+    description = {**columns.described(), "provenance": dict(provenance)}
+    if earlier is not None:
+        nothing |= earlier.none()
+        description = {**earlier.shapes(), **description}
+    schema = _batch(pyarrow, nothing).schema.with_metadata({_KEY: json.dumps(description)})
+
+    def found() -> Iterator[Any]:
+        n_objects = 0
+        for plane, of_part in _in_order(parts, columns):
+            n_objects += len(of_part["label"])
+            if earlier is not None:
+                of_part |= earlier.of(plane, of_part["label"], of_part["n_voxels"])
+            yield _batch(pyarrow, of_part)
+        if earlier is not None:
+            earlier.check_count(n_objects)
+
+    return schema, found()
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -201,37 +250,29 @@ def _library() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _write(
-    file: BinaryIO, parts: Iterable[tuple[Plane, Part]], columns: ObjectColumns, description: dict[str, Any]
-) -> int:
-    pyarrow, parquet = _library()
-    first = _batch(pyarrow, columns.arrays((0, 0), columns.empty()))
-    schema = first.schema.with_metadata({_KEY: json.dumps(description)})
-    n_objects = 0
-    # Numbers hardly repeat, so dictionaries of them would only cost time; planes and classes do.
-    repeated = [name for name in ("t", "c", "class_id") if name in schema.names]
-    with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated) as writer:
-        for group in _row_groups(_batch(pyarrow, found) for found in _in_order(parts, columns)):
-            writer.write_table(pyarrow.Table.from_batches(group), row_group_size=_ROWS)
-            n_objects += sum(batch.num_rows for batch in group)
-    return n_objects
-
-
-def _in_order(parts: Iterable[tuple[Plane, Part]], columns: ObjectColumns) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns of `parts`, raising where planes do not ascend or ids of a plane leave a gap."""
+def _in_order(
+    parts: Iterable[tuple[Plane, Part]], columns: ObjectColumns
+) -> Iterator[tuple[Plane, dict[str, np.ndarray]]]:
+    """Yield the columns of `parts`, raising where planes or ids do not ascend, or ids leave a gap they must not."""
     before: tuple[Plane, int] | None = None
     for plane, part in parts:
         found = columns.arrays(plane, part)
         ids = found["label"]
         if not len(ids):
             continue
-        goes_on = before is None or plane > before[0] or (plane, ids[0]) == (before[0], before[1] + 1)
-        if not goes_on or (np.diff(ids) != 1).any():
+        goes_on = before is None or plane > before[0] or (plane == before[0] and ids[0] > before[1])
+        if not columns.measured and before is not None and plane == before[0]:
+            goes_on = ids[0] == before[1] + 1
+        if (
+            not goes_on
+            or not (ids[1:] > ids[:-1]).all()
+            or not (columns.measured or (np.diff(ids) == 1).all())
+        ):
             raise ValueError(
                 f"`parts` have ids {ids[0]} to {ids[-1]} of (t, c) {plane} out of order or with gaps, after {before}"
             )
         before = plane, int(ids[-1])
-        yield found
+        yield plane, found
 
 
 def _batch(pyarrow: Any, columns: Mapping[str, np.ndarray]) -> Any:
@@ -263,8 +304,8 @@ def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _placed(path: str, scratch: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Lend a partial file that takes its place at `path` if nothing is raised."""
+def placed(path: str, scratch: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Lend a partial file that takes its place at `path`, a path or URL, if nothing is raised."""
     if stores.is_url(path):
         stores.writable(path)
         if scratch is None:
