@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chunkrestore.jobs.ledger import write_atomically
-from chunkrestore.ome_zarr import OmeZarrImage, open_image
+from chunkrestore.ome_zarr import OmeZarrImage, open_source
 from chunkrestore.operators.base import Operator
 from chunkrestore.operators.saved import NotSavableError, load_operators, save_operators
 
@@ -25,7 +25,7 @@ def save_request(
     content: dict[str, Any]
     try:
         save_operators(operators, folder)
-        content = {"source": _selection(image), "options": dict(options)}
+        content = {"source": selection_of(image), "options": dict(options)}
     except NotSavableError as error:
         content = {"unsavable": str(error)}
     write_atomically(folder / _FILE, json.dumps(content, indent=1))
@@ -48,25 +48,27 @@ def load_request(folder: Path) -> tuple[list[Operator], OmeZarrImage, dict[str, 
         raise ValueError(f"{folder / _FILE} is not valid JSON; {repeat}") from None
     if "unsavable" in content:
         raise ValueError(f"{content['unsavable']}; {repeat}")
-    return load_operators(folder), _selected(content["source"]), content["options"]
+    return load_operators(folder), selected(content["source"]), content["options"]
 
 
-def _selection(image: OmeZarrImage) -> dict[str, Any]:
+def selection_of(image: OmeZarrImage) -> dict[str, Any]:
     """Return what finds the selected part of a stored image again."""
     reader = image.source(0)
     picks = {axis: list(pick) for axis, pick in zip(reader.axes, reader.picks, strict=True) if axis in "tc"}
     region = [[pick[0], pick[-1] + 1] for pick in reader.picks[-len(reader.spatial_axes) :]]
     return {
         "store": image.path,
+        "opened_with": image.opened_with,
         "array": reader.array_path,
         "picks": picks,
         "region": region if len(image.levels) == 1 else None,
     }
 
 
-def _selected(selection: Mapping[str, Any]) -> OmeZarrImage:
-    """Return the part of a stored image that `_selection` has described."""
-    image = open_image(selection["store"])
+def selected(selection: Mapping[str, Any]) -> OmeZarrImage:
+    """Return the part of a stored image that `selection_of` has described."""
+    # Jobs that were begun by an earlier version of this package did not note what was said by hand.
+    image = open_source(selection["store"], **selection.get("opened_with", {}))
     paths = [level.reader.array_path for level in image.levels]
     if selection["array"] not in paths:
         raise ValueError(f"{image.path} has no level {selection['array']!r} any more; restore it from a copy")

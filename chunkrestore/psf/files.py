@@ -22,11 +22,6 @@ VOXEL_SIZE_TOLERANCE = 0.05
 well below."""
 
 _TIFF = (".tif", ".tiff")
-_MICROMETRES = {
-    "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
-    "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3, "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3,
-    "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "metre": 1e6, "inch": 25400.0, "å": 1e-4,
-}  # fmt: skip
 
 
 def read_psf(path: str | os.PathLike[str], ndim: int | None = None) -> npt.NDArray[np.float32]:
@@ -100,14 +95,12 @@ def read_psf_voxel_size(path: str | os.PathLike[str]) -> tuple[float, ...] | Non
     file = Path(path)
     if _kind(file) == ".npy":
         return None
+    from chunkrestore.ome_zarr.tiff.metadata import facts_of
+
     with _open_tiff(file) as tiff:
-        ndim = len(tiff.series[0].shape)
-        stated = (
-            _from_ome(tiff) if tiff.is_ome else _from_imagej(tiff) if tiff.is_imagej else _from_tags(tiff)
-        )
-    lengths = stated[-2:] if ndim == 2 else stated
-    valid = all(length is not None and math.isfinite(length) and length > 0 for length in lengths)
-    return tuple(float(length) for length in lengths if length is not None) if valid else None
+        axes = "zyx"[-len(tiff.series[0].shape) :]
+        lengths = facts_of(tiff).lengths
+    return tuple(lengths[axis] for axis in axes) if {*axes} <= {*lengths} else None
 
 
 def write_psf(
@@ -186,39 +179,3 @@ def _open_tiff(file: Path) -> AbstractContextManager[tifffile.TiffFile]:
         raise
     except Exception as error:
         raise ValueError(f'`psf` file "{file}" cannot be read: {error}') from error
-
-
-def _from_ome(tiff: tifffile.TiffFile) -> list[float | None]:
-    images = _tifffile().xml2dict(tiff.ome_metadata or "<OME/>").get("OME", {}).get("Image", {})
-    pixels = (images[0] if isinstance(images, list) else images).get("Pixels", {})
-    names = [f"PhysicalSize{axis}" for axis in "ZYX"]
-    return [_length(pixels.get(name), pixels.get(f"{name}Unit", "um")) for name in names]
-
-
-def _from_imagej(tiff: tifffile.TiffFile) -> list[float | None]:
-    facts = tiff.imagej_metadata or {}
-    # ImageJ writes the micro sign as the six characters of its escape.
-    unit = str(facts.get("unit", "")).replace("\\u00B5", "µ")
-    y, x = _steps(tiff)
-    return [_length(facts.get("spacing"), unit), _length(y, unit), _length(x, unit)]
-
-
-def _from_tags(tiff: tifffile.TiffFile) -> list[float | None]:
-    tags = tiff.pages.first.tags
-    unit = {2: "inch", 3: "cm"}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 0, "")
-    y, x = _steps(tiff)
-    return [None, _length(y, unit), _length(x, unit)]
-
-
-def _steps(tiff: tifffile.TiffFile) -> tuple[float | None, float | None]:
-    """Return the units of length per pixel along y and x."""
-    tags = tiff.pages.first.tags
-    rationals = (tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution"))
-    y, x = (units / pixels if pixels else None for pixels, units in rationals)
-    return y, x
-
-
-def _length(value: Any, unit: object) -> float | None:
-    """Return micrometres, or None without a number or with a unit that is no length (``pixel``)."""
-    factor = _MICROMETRES.get(str(unit).strip().lower())
-    return None if value is None or factor is None else float(value) * factor
