@@ -19,7 +19,8 @@ from chunkrestore.jobs.object_columns import ObjectColumns
 from chunkrestore.jobs.object_table import write_objects
 from chunkrestore.jobs.phases import computing, phase
 from chunkrestore.jobs.tables import digest_of, drop_table, load_table, n_rows, save_table
-from chunkrestore.jobs.tasks import write
+from chunkrestore.jobs.tasks import write_levels
+from chunkrestore.ome_zarr.pyramid import Cascade
 from chunkrestore.operators.base import (
     JoiningOperator,
     LabelOperator,
@@ -32,7 +33,7 @@ from chunkrestore.stitch.joining import final_roots, join, leaf, region
 from chunkrestore.stitch.numbering import owners, rank
 
 if TYPE_CHECKING:
-    from chunkrestore.ome_zarr import RegionReader, RegionWriter
+    from chunkrestore.ome_zarr import RegionReader
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,9 @@ def paint(
     operator: LabelOperator,
     folder: Path,
     numbered: Sequence[Item],
-    target: RegionWriter,
-) -> dict[str, int]:
-    """Paint the labels of one core and write them; return the checksum of what was written.
+    levels: Cascade,
+) -> dict[str, Any]:
+    """Paint the labels of one core and write them at several levels; return the checksums of what was written.
 
     `numbered` are the blocks whose objects can show in this one.
     """
@@ -212,7 +213,8 @@ def paint(
         tables = [load(folder, other, grid) for other in numbered]
     with computing():
         labels = operator.paint(block, tables)
-    return write(item, target, block.core, labels.astype(target.dtype, casting="safe", copy=False))
+    dtype = levels.targets[0].dtype
+    return write_levels(item, levels, block.core, labels.astype(dtype, casting="safe", copy=False))
 
 
 def write_table(

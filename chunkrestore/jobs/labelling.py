@@ -27,7 +27,7 @@ from chunkrestore.stitch.numbering import slab_starts
 from chunkrestore.stitch.resolution import Reaches, resolve
 
 if TYPE_CHECKING:
-    from chunkrestore.ome_zarr import RegionReader, RegionWriter
+    from chunkrestore.ome_zarr import ImageWriter, RegionReader
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,16 @@ class Labelling:
         largest = max(totals.values(), default=0)
         return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
 
-    def paint(self, target: RegionWriter) -> None:
-        """Paint the labels of every block."""
+    def paint(self, writer: ImageWriter) -> int:
+        """Paint the labels of every block; return the coarsest level that this has completed."""
+        levels = self.stages.fused("paint", writer, self.grid)
         self.stages.run(
             "paint",
             Items(self.grid, tuple(self.operators)),
             label_tasks.paint,
-            lambda item: (self.grid, self._operator(item), self.folder, self._shown(item), target),
+            lambda item: (self.grid, self._operator(item), self.folder, self._shown(item), levels),
         )
+        return levels.last
 
     def write_table(self, path: str, columns: ObjectColumns, provenance: Mapping[str, Any]) -> None:
         """Write the table of all objects, by one task: parts come in the order of ids, one slab in memory at a time.

@@ -16,11 +16,11 @@ from chunkrestore.jobs.ledger import Item
 from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.report import Seam
 from chunkrestore.jobs.runner import Arguments, BlockError
-from chunkrestore.ome_zarr.pyramid import PyramidBlock, pyramid_blocks
+from chunkrestore.ome_zarr.pyramid import Cascade, fused_with, steps_of
 from chunkrestore.operators.base import ImageOperator
 
 if TYPE_CHECKING:
-    from chunkrestore.ome_zarr import ImageWriter, RegionReader, RegionWriter
+    from chunkrestore.ome_zarr import ImageWriter, RegionReader
 
 Index: TypeAlias = tuple[int, ...]
 Plane: TypeAlias = tuple[int, int]
@@ -101,18 +101,20 @@ class Stages(Conductor):
         work: Pass,
         operators: Mapping[Plane, Sequence[ImageOperator]],
         source: RegionReader,
-        target: RegionWriter,
-    ) -> None:
-        """Run the image operators of a pass on every block."""
+        writer: ImageWriter,
+    ) -> int:
+        """Run the image operators of a pass on every block; return the coarsest level that this has completed."""
+        levels = self.fused(name, writer, work.grid)
         done = self.run(
             name,
             Items(work.grid, tuple(operators)),
             tasks.process,
-            lambda item: (source, work.grid, operators[item[0], item[1]], target, self.device),
+            lambda item: (source, work.grid, operators[item[0], item[1]], levels, self.device),
         )
         self.report.n_split += sum(payload["n_parts"] > 1 for payload in done.values())
         if any("n_clipped" in payload for payload in done.values()):
             self.report.n_clipped = sum(payload["n_clipped"] for payload in done.values())
+        return levels.last
 
     def probe_seams(
         self,
@@ -143,16 +145,27 @@ class Stages(Conductor):
             )
         self.report.seams.sort(key=lambda seam: -seam.rms)
 
-    def pyramid(self, name: str, writer: ImageWriter) -> None:
-        """Compute the levels above the full resolution, each from the one below."""
-        for level in range(1, writer.n_levels):
-            self._pyramid_level(f"{name}-{level}", writer, level)
+    def pyramid(self, name: str, writer: ImageWriter, n_done: int = 0) -> None:
+        """Compute the levels above `n_done`; each is read once at most."""
+        planes = tuple(itertools.product(range(writer.targets[0].n_t), range(writer.targets[0].n_c)))
+        for step in steps_of(writer.targets, writer.factors, n_done):
+            levels = Cascade.of(writer, step.first, step.last)
+            arguments = writer.target(step.first - 1), step.grid, levels
+            self._pyramid_step(f"{name}-{step.name}", Items(step.grid, planes), arguments)
 
-    def _pyramid_level(self, name: str, writer: ImageWriter, level: int) -> None:
-        regions: dict[Item, PyramidBlock] = {
-            (r.t, r.c, i): r for i, r in enumerate(pyramid_blocks(writer, level))
-        }
-        self.run(name, list(regions), tasks.downsample, lambda item: (writer, regions[item]))
+    def _pyramid_step(self, name: str, items: Items, arguments: tuple[Any, ...]) -> None:
+        self.run(name, items, tasks.downsample, lambda _: arguments)
+
+    def fused(self, stage: str, writer: ImageWriter, grid: BlockGrid) -> Cascade:
+        """Return the levels that the tasks of a stage write: the full resolution, and what their cores hold above it.
+
+        Decided once per job: blocks that are finished are not done again for levels that they were not asked for.
+        """
+        n_levels = self.ledger.value(f"fused-{stage}")
+        if n_levels is None:
+            n_levels = 0 if self.ledger.finished(stage) else fused_with(writer, grid)
+            self.ledger.decide(f"fused-{stage}", n_levels)
+        return Cascade.of(writer, 0, n_levels)
 
 
 @dataclass(frozen=True)

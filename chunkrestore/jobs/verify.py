@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 from chunkrestore.cluster import Cluster, connect
 from chunkrestore.grid import BlockGrid, Slices
 from chunkrestore.jobs import tasks
+from chunkrestore.jobs.fields_record import begun_jobs
 from chunkrestore.jobs.ledger import (
     Item,
     Journal,
     Ledger,
     StageRecord,
-    job_folders,
     read_journal,
     work_folder_of,
 )
@@ -24,7 +25,9 @@ from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.runner import Failed, Finished, Runner, place_of
 from chunkrestore.ome_zarr import RegionReader, open_image, open_writer
 from chunkrestore.ome_zarr import store as stores
-from chunkrestore.ome_zarr.pyramid import level_blocks
+from chunkrestore.ome_zarr.layout import Shape, factors_between
+from chunkrestore.ome_zarr.new_levels import NewLevels
+from chunkrestore.ome_zarr.pyramid import level_blocks, regions_above, steps_of
 from chunkrestore.ome_zarr.store import location
 
 _MOST_NAMED = 10
@@ -59,13 +62,19 @@ class _Part:
     """What one stage has written."""
 
     stage: str
-    array: RegionReader
+    levels: Sequence[RegionReader]
     record: StageRecord
-    region: Callable[[Item], Slices]
+    regions: Callable[[Item], Sequence[Slices]]
+
+    def expected(self, item: Item) -> list[int]:
+        """Return the checksums of a block, one per level that was written with it."""
+        payload = self.record.finished[item]
+        return [payload["crc32"], *payload.get("crc32s", ())]
 
     def arguments(self, item: Item) -> tuple[Any, ...]:
         """Return the arguments of the task that reads a block again."""
-        return self.array, self.region(item)
+        written = zip(self.levels, self.regions(item), self.expected(item), strict=False)
+        return ([(array, region) for array, region, _ in written],)
 
 
 def verify(
@@ -101,16 +110,27 @@ def verify(
     """
     target = location(output)
     work = work_folder_of(target, work_folder)
-    folders = job_folders(work)
-    if not folders:
+    jobs = begun_jobs(work, target)
+    if not jobs:
         raise ValueError(f"{work} holds no job; give the store that a job wrote into, or its `work_folder`")
     progress = Progress(quiet=quiet)
+    n_own = _replaced(folder for _, folder in jobs.values())
     with connect(cluster, n_workers=n_workers, profile=profile) as client:
-        return [_verify(target, folder, Runner(client), progress) for folder in folders]
+        return [
+            _verify(Verification(name), store, Ledger(folder), n_own, Runner(client), progress)
+            for name, (store, folder) in jobs.items()
+        ]
 
 
-def _verify(output: str, folder: Path, runner: Runner, progress: Progress) -> Verification:
-    found, ledger, journal = Verification(folder.name), Ledger(folder), read_journal(folder / "journal.jsonl")
+def _verify(
+    found: Verification,
+    output: str,
+    ledger: Ledger,
+    n_own: Mapping[str, int],
+    runner: Runner,
+    progress: Progress,
+) -> Verification:
+    journal = read_journal(ledger.folder / "journal.jsonl")
     if ledger.complete:
         found.problems += [
             f"stage {name} has {len(record.finished)} of {record.n_items} blocks in the journal of a finished job"
@@ -118,29 +138,43 @@ def _verify(output: str, folder: Path, runner: Runner, progress: Progress) -> Ve
             if not record.done
         ]
     try:
-        parts = list(_parts(output, ledger.manifest(), journal))
+        parts = list(_parts(output, ledger.manifest(), journal, n_own))
     except (ValueError, FileNotFoundError) as error:
         found.problems.append(f"what was written cannot be opened: {error}")
         return found
     for part in parts:
         with progress.stage(f"verify {part.stage}", len(part.record.finished)) as advance:
-            for happening in runner.map(tasks.checksum, part.record.finished, part.arguments):
+            for happening in runner.map(tasks.checksums, part.record.finished, part.arguments):
                 if isinstance(happening, Failed):
                     advance.note("failed")
                     found.problems.append(f"{part.stage}, {place_of(happening.item)}: {happening.message}")
                 elif isinstance(happening, Finished):
                     advance()
                     found.n_blocks += 1
-                    if happening.outcome.result != part.record.finished[happening.item]["crc32"]:
-                        found.problems.append(
-                            f"{part.stage}, {place_of(happening.item)}: the stored voxels of {part.array.name} are not "
-                            "those that were written"
-                        )
+                    found.problems += _changed(part, happening.item, happening.outcome.result)
     return found
 
 
-def _parts(output: str, manifest: dict[str, Any], journal: Journal) -> Iterator[_Part]:
-    """Yield what a job has written and kept: images and labels, every level of each."""
+def _changed(part: _Part, item: Item, stored: Sequence[int]) -> Iterator[str]:
+    """Yield what differs from what was written, one sentence per level."""
+    for array, checksum, wanted in zip(part.levels, stored, part.expected(item), strict=False):
+        if checksum != wanted:
+            yield (
+                f"{part.stage}, {place_of(item)}: the stored voxels of {array.name} are not those that were written"
+            )
+
+
+def _parts(
+    output: str, manifest: dict[str, Any], journal: Journal, n_own: Mapping[str, int]
+) -> Iterator[_Part]:
+    """Yield what a job has written and kept: images and labels, every level of each.
+
+    Of the levels of an image, `n_own` may say how many are not another job's.
+    """
+    if manifest.get("kind") == "pyramid":
+        yield from _parts_of_pyramids(manifest, journal)
+    if not manifest.get("passes"):
+        return
     passes = manifest["passes"]
     label_name = manifest["output"]["labels"]
     last_image = len(passes) - 1 - (label_name is not None)
@@ -153,13 +187,43 @@ def _parts(output: str, manifest: dict[str, Any], journal: Journal) -> Iterator[
     for stage, (path, pyramid, work) in kept.items():
         if stage not in journal.stages or not journal.stages[stage].finished:
             continue
-        levels = _levels(path)
+        levels = _levels(path)[: n_own.get(path)]
         grid = BlockGrid.regular(levels[0].spatial_shape, work["block_shape"])
-        yield _Part(stage, levels[0], journal.stages[stage], _cores(grid))
-        for k, level in enumerate(levels[1:], 1):
-            above = f"{pyramid}-{k}"
-            if above in journal.stages:
-                yield _Part(above, level, journal.stages[above], _regions(level, k))
+        yield _Part(stage, levels, journal.stages[stage], _regions(grid, levels, _factors(levels)))
+        yield from _pyramid_parts(pyramid, levels, journal, int(journal.values.get(f"fused-{stage}", 0)))
+
+
+def _parts_of_pyramids(manifest: dict[str, Any], journal: Journal) -> Iterator[_Part]:
+    """Yield what a job has written that builds pyramids of images that exist."""
+    for position, group in enumerate(map(NewLevels.read, manifest["groups"])):
+        name = f"pyramid-{position}"
+        is_listed = group.is_listed
+        if journal.values.get(f"created-{name}") and (
+            is_listed or not journal.values.get(f"published-{name}")
+        ):
+            yield from _pyramid_parts(name, group.readers(), journal, group.n_done)
+
+
+def _replaced(folders: Iterable[Path]) -> dict[str, int]:
+    """Return, by path of the image, how many levels are left of those that it had before its pyramid was built anew."""
+    manifests = [Ledger(folder).manifest() for folder in folders]
+    groups = [NewLevels.read(g) for m in manifests if m.get("kind") == "pyramid" for g in m["groups"]]
+    return {group.path: len(group.kept) for group in groups if group.is_listed}
+
+
+def _pyramid_parts(
+    name: str, levels: Sequence[RegionReader], journal: Journal, n_done: int
+) -> Iterator[_Part]:
+    """Yield what the stages of a pyramid have written above level `n_done`."""
+    factors = _factors(levels)
+    for step in steps_of(levels, factors, n_done):
+        if (stage := f"{name}-{step.name}") in journal.stages:
+            written = slice(step.first, step.last + 1)
+            regions = _regions(step.grid, levels[written], factors[written])
+            yield _Part(stage, levels[written], journal.stages[stage], regions)
+    for k, level in enumerate(levels[1:], 1):  # of jobs that wrote level by level
+        if (stage := f"{name}-{k}") in journal.stages:
+            yield _Part(stage, [level], journal.stages[stage], _regions_of_level(level, k))
 
 
 def _levels(path: str) -> list[RegionReader]:
@@ -171,10 +235,18 @@ def _levels(path: str) -> list[RegionReader]:
     return [level.reader for level in image.levels]
 
 
-def _cores(grid: BlockGrid) -> Callable[[Item], Slices]:
-    return lambda item: grid.block(item[2:]).core
+def _factors(levels: Sequence[RegionReader]) -> list[Shape]:
+    """Return the factors between levels, from their shapes."""
+    shapes = [level.spatial_shape for level in levels]
+    return [(1,) * len(shapes[0]), *itertools.starmap(factors_between, itertools.pairwise(shapes))]
 
 
-def _regions(level: RegionReader, k: int) -> Callable[[Item], Slices]:
+def _regions(
+    grid: BlockGrid, levels: Sequence[RegionReader], factors: Sequence[Shape]
+) -> Callable[[Item], list[Slices]]:
+    return lambda item: regions_above(grid.block(item[2:]).core, levels, factors)
+
+
+def _regions_of_level(level: RegionReader, k: int) -> Callable[[Item], list[Slices]]:
     regions: dict[Item, Slices] = {(r.t, r.c, i): r.slices for i, r in enumerate(level_blocks(level, k))}
-    return regions.__getitem__
+    return lambda item: [regions[item]]

@@ -1,33 +1,30 @@
-"""Pyramids, out of core: each level is computed from the one below, one region at a time.
+"""Pyramids, out of core: levels are computed from the one below, one region at a time, several levels at once.
 
 A voxel of level ``l + 1`` covers ``factors`` voxels of level ``l`` that begin at ``factors * index``. Regions
-lie on whole chunks or shards of the level they write, so they can be computed by any number of tasks in
-any order, and the level does not depend on how it was cut.
+lie on whole chunks or shards of the levels that they write, so they can be computed by any number of tasks in
+any order, and no level depends on how it was cut, or on whether the level below came from a store or from memory.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from chunkrestore.grid import BlockGrid, Slices
-from chunkrestore.ome_zarr.layout import region_shape
+from chunkrestore.ome_zarr.downsampling import downsample
+from chunkrestore.ome_zarr.layout import Shape, region_shape
+from chunkrestore.ome_zarr.levels import STEP_VOXELS, Step, above, below, fused_levels, pyramid_steps, slabs
 
 if TYPE_CHECKING:
     from chunkrestore.ome_zarr.arrays import RegionReader
+    from chunkrestore.ome_zarr.target import RegionWriter
     from chunkrestore.ome_zarr.writer import ImageWriter
-
-METHODS = ("mean", "nearest", "mode")
-"""How a level derives from the one below: images by mean, labels by nearest or mode."""
-
-_INT32_WINDOW = 2**13
-"""Windows of so many 16-bit integers can be summed, and doubled for rounding, in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -44,77 +41,71 @@ class PyramidBlock:
     """Region of the level, one slice per spatial axis, on write-unit borders."""
 
 
-def downsample_mean(block: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Average windows of `factors` voxels.
+@dataclass(frozen=True)
+class Cascade:
+    """Consecutive levels that one task writes: each follows from the one before while that is in memory."""
 
-    Integers are averaged exactly and rounded half up (towards plus infinity); floats are summed
-    in their own precision, z first. A window that the end of an axis cuts off averages the voxels it has.
+    targets: tuple[RegionWriter, ...]
+    """Handles on the levels, finest first."""
+    factors: tuple[Shape, ...]
+    """Per level and spatial axis: voxels of the level below per voxel."""
+    method: str
+    """How levels derive from each other."""
+    last: int
+    """Coarsest of them, by its number in the image."""
 
-    Preserves the dtype.
+    @classmethod
+    def of(cls, writer: ImageWriter, first: int, last: int) -> Self:
+        """Return the levels `first` to `last` of an image under construction."""
+        levels = slice(first, last + 1)
+        return cls(writer.targets[levels], writer.factors[levels], writer.method, last)
 
-    Parameters
-    ----------
-    block
-        Integers of at most 32 bits, or floats.
-    factors
-        Window length per axis.
+    def regions(self, region: Slices) -> list[Slices]:
+        """Return `region` of the first level and what it holds of the others, as far as it holds anything."""
+        return regions_above(region, self.targets, self.factors)
 
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``ceil(block.shape / factors)``.
-    """
-    is_integer = block.dtype.kind in "iu"
-    small = block.dtype.itemsize <= 2 and math.prod(factors) <= _INT32_WINDOW
-    wide = np.dtype(np.int32 if small else np.int64) if is_integer else block.dtype
-    total, count = block, np.ones((1,) * block.ndim, wide)
-    for axis, (factor, n) in enumerate(zip(factors, block.shape, strict=True)):
-        if factor > 1:
-            total = _window_sums(total, factor, axis, wide)
-            lengths = np.minimum(factor, n - np.arange(0, n, factor)).astype(wide)
-            count = count * lengths.reshape([-1 if i == axis else 1 for i in range(block.ndim)])
-    if total is block:
-        return block.copy()
-    mean: np.ndarray = (2 * total + count) // (2 * count) if is_integer else total / count
-    return mean.astype(block.dtype, copy=False)
+    def reduce(self, array: np.ndarray, position: int, region: Slices) -> np.ndarray:
+        """Return a region of the level at `position`, given what it covers of the level below."""
+        reduced = downsample(array, self.factors[position], self.method)
+        # Where a level was rounded down, the last voxels below belong to none of it.
+        return reduced[tuple(slice(s.stop - s.start) for s in region)]
 
+    def sources(self, source: RegionReader, region: Slices) -> Iterator[tuple[Slices, Slices]]:
+        """Yield the parts of the level below that a region of the first level is computed from, and of what part.
 
-def downsample_nearest(labels: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Take the central voxel of each window of `factors` voxels (the lower one of two).
-
-    Preserves the dtype; every value of the result occurs in `labels`.
-    """
-    index = []
-    for n, factor in zip(labels.shape, factors, strict=True):
-        starts = np.arange(0, n, factor)
-        index.append(np.minimum(starts + (factor - 1) // 2, n - 1))
-    return labels[np.ix_(*index)]
+        Several only where the files of the first level are very large.
+        """
+        factors, shape = self.factors[0], self.targets[0].spatial_shape
+        n_voxels = STEP_VOXELS * int(np.prod(factors))
+        whole = below(region, factors, source.spatial_shape)
+        for part in slabs(whole, source.spatial_chunks, factors, n_voxels):
+            yield part, above(part, factors, shape)
 
 
-def downsample_mode(labels: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Take the most frequent value of each window of `factors` voxels.
-
-    Ties go to an object rather than background, then to the first in the window. A window that the end
-    of an axis cuts off counts its last voxels again.
-
-    Preserves the dtype; every value of the result occurs in `labels`.
-
-    Notes
-    -----
-    Compares all pairs of a window: time grows with the square of its voxels.
-    """
-    padding = [(0, -n % f) for n, f in zip(labels.shape, factors, strict=True)]
-    padded = np.pad(labels, padding, mode="edge")
-    split = [part for n, f in zip(padded.shape, factors, strict=True) for part in (n // f, f)]
-    axes = [*range(0, 2 * labels.ndim, 2), *range(1, 2 * labels.ndim, 2)]
-    windows = padded.reshape(split).transpose(axes).reshape(*split[::2], -1)
-    score = (windows[..., :, None] == windows[..., None, :]).sum(-1) * 2 + (windows != 0)
-    return np.take_along_axis(windows, score.argmax(-1)[..., None], -1)[..., 0]
+def regions_above(
+    region: Slices, levels: Sequence[RegionReader], factors: Sequence[Sequence[int]]
+) -> list[Slices]:
+    """Return `region` of the first of several levels and what it holds of the others, as far as it holds anything."""
+    regions = [region]
+    for level, of_level in zip(levels[1:], factors[1:], strict=True):
+        region = above(region, of_level, level.spatial_shape)
+        if any(s.start >= s.stop for s in region):
+            break
+        regions.append(region)
+    return regions
 
 
-def downsample_labels(labels: np.ndarray, factors: Sequence[int], method: str = "nearest") -> np.ndarray:
-    """Reduce instance labels by ``"nearest"`` (keeps small objects) or ``"mode"``; ids are never invented."""
-    return _kernel(method)(labels, factors)
+def fused_with(writer: ImageWriter, grid: BlockGrid) -> int:
+    """Return how many levels above the full resolution the tasks can write that compute the cores of `grid`."""
+    return fused_levels(grid.edges, [t.spatial_write_unit for t in writer.targets], writer.factors)
+
+
+def steps_of(levels: Sequence[RegionReader], factors: Sequence[Sequence[int]], n_done: int = 0) -> list[Step]:
+    """Return the steps that write the levels above `n_done`; see `chunkrestore.ome_zarr.levels.pyramid_steps`."""
+    shapes, units = (
+        [getattr(level, f"spatial_{what}") for level in levels] for what in ("shape", "write_unit")
+    )
+    return pyramid_steps(shapes, units, factors, n_done)
 
 
 def pyramid_blocks(writer: ImageWriter, level: int) -> Iterator[PyramidBlock]:
@@ -144,26 +135,36 @@ def level_blocks(target: RegionReader, level: int) -> Iterator[PyramidBlock]:
 
 def build_block(writer: ImageWriter, block: PyramidBlock) -> None:
     """Compute one region of a level from the level below, and write it."""
-    below = writer.target(block.level - 1).read(block.t, block.c, source_of(writer, block))
-    writer.target(block.level).write(block.t, block.c, block.slices, reduce_block(writer, block, below))
+    cascade = Cascade.of(writer, block.level, block.level)
+    build_region(cascade, writer.target(block.level - 1), block.t, block.c, block.slices)
 
 
-def source_of(writer: ImageWriter, block: PyramidBlock) -> Slices:
-    """Return the region of the level below that a region of a level is computed from."""
-    shape = writer.target(block.level - 1).spatial_shape
-    factors = writer.factors[block.level]
-    return tuple(
-        slice(s.start * f, min(s.stop * f, n)) for s, f, n in zip(block.slices, factors, shape, strict=True)
-    )
+def build_region(cascade: Cascade, source: RegionReader, t: int, c: int, region: Slices) -> None:
+    """Compute what a region of the first of several levels holds of all of them, and write it.
 
-
-def reduce_block(writer: ImageWriter, block: PyramidBlock, below: np.ndarray) -> np.ndarray:
-    """Return one region of a level, given what `source_of` it holds."""
-    return _kernel(writer.method)(below, writer.factors[block.level])
+    Parameters
+    ----------
+    cascade
+        The levels.
+    source
+        The level below them, which is complete.
+    t, c
+        Index of the time point and channel.
+    region
+        Of the first level, on borders of what all of them store as one file.
+    """
+    parts = [
+        cascade.reduce(source.read(t, c, part), 0, made) for part, made in cascade.sources(source, region)
+    ]
+    array = np.concatenate(parts)
+    for position, (target, part) in enumerate(zip(cascade.targets, cascade.regions(region), strict=False)):
+        if position:
+            array = cascade.reduce(array, position, part)
+        target.write(t, c, part, array)
 
 
 def build_pyramid(writer: ImageWriter, *, n_threads: int | None = None) -> None:
-    """Compute all levels above 0, level by level, in a pool of threads.
+    """Compute all levels above 0 in a pool of threads; every level is read once at most.
 
     Parameters
     ----------
@@ -172,8 +173,15 @@ def build_pyramid(writer: ImageWriter, *, n_threads: int | None = None) -> None:
     n_threads
         Number of processors, at most 8, by default.
     """
-    for level in range(1, writer.n_levels):
-        in_threads(lambda block: build_block(writer, block), pyramid_blocks(writer, level), n_threads)
+    for step in steps_of(writer.targets, writer.factors):
+        _build_step(writer, step, n_threads)
+
+
+def _build_step(writer: ImageWriter, step: Step, n_threads: int | None) -> None:
+    cascade, source = Cascade.of(writer, step.first, step.last), writer.target(step.first - 1)
+    cores = (block.core for block in step.grid)
+    places = itertools.product(range(source.n_t), range(source.n_c), cores)
+    in_threads(lambda place: build_region(cascade, source, *place), places, n_threads)
 
 
 def in_threads(work: Callable[[Any], None], items: Iterator[Any], n_threads: int | None = None) -> None:
@@ -186,21 +194,3 @@ def in_threads(work: Callable[[Any], None], items: Iterator[Any], n_threads: int
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _window_sums(block: np.ndarray, factor: int, axis: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return sums over windows of `factor` along `axis`; the last window may be shorter."""
-    lead = (slice(None),) * axis
-    n = block.shape[axis]
-    total = block[(*lead, slice(0, None, factor))].astype(dtype)
-    for start in range(1, min(factor, n)):
-        part = block[(*lead, slice(start, None, factor))]
-        total[(*lead, slice(0, part.shape[axis]))] += part
-    return total
-
-
-def _kernel(method: str) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:
-    kernels = {"mean": downsample_mean, "nearest": downsample_nearest, "mode": downsample_mode}
-    if method not in kernels:
-        raise ValueError(f"`method` {method!r} is unknown; use one of {', '.join(METHODS)}")
-    return kernels[method]
