@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,94 +17,15 @@ import click
 from chunkrestore import __version__
 from chunkrestore.cli_jobs import CLUSTER_OPTIONS
 from chunkrestore.cli_jobs import COMMANDS as JOB_COMMANDS
+from chunkrestore.cli_options import DTYPE_OPTIONS, JOB_OPTIONS, RUN_OPTIONS, Numbers, with_options
 from chunkrestore.cli_psf import psf as psf_commands
+from chunkrestore.cli_running import chosen_dtype, estimate_of, first_image, plan_of, run_job
+from chunkrestore.cli_store import COMMANDS as STORE_COMMANDS
 from chunkrestore.cli_text import say
 
 INTERRUPTED = 75
 """Exit status of a job that can be resumed (EX_TEMPFAIL)."""
 
-
-class Numbers(click.ParamType):
-    """Numbers for the spatial axes, ``z,y,x`` or ``y,x``."""
-
-    name = "z,y,x"
-
-    def __init__(self, kind: type[int] | type[float] = int) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a tuple of numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            what = "whole numbers such as 64,128,128" if self.kind is int else "numbers such as 2,0.5,0.5"
-            self.fail(f"{value!r} is not a list of {what}", param, ctx)
-        if len(numbers) not in (2, 3) or min(numbers) < 0:
-            self.fail(f"{value!r} must have one number for each of z,y,x (or y,x), none negative", param, ctx)
-        return numbers
-
-
-class Depth(Numbers):
-    """One whole number for all axes, or one per axis."""
-
-    name = "n or z,y,x"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return an integer or a tuple of integers."""
-        return (
-            int(value) if isinstance(value, str) and value.isdecimal() else super().convert(value, param, ctx)
-        )
-
-
-class Region(click.ParamType):
-    """Ranges for the spatial axes, ``z0:z1,y0:y1,x0:x1``."""
-
-    name = "z0:z1,y0:y1,x0:x1"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return one (start, stop) per axis."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            ranges = tuple((int(a), int(b)) for a, b in (part.split(":") for part in value.split(",")))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of ranges such as 0:64,100:228,100:228", param, ctx)
-        if any(not 0 <= start < stop for start, stop in ranges):
-            self.fail(f"{value!r} has a range that is empty or begins below 0", param, ctx)
-        return ranges
-
-
-def _index(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
-    """Take a channel by number if it is one, otherwise by name."""
-    return int(value) if value is not None and value.isdecimal() else value
-
-
-_RUN_OPTIONS = (
-    *CLUSTER_OPTIONS,
-    click.option("--work-folder", help="Where the journal is kept; default OUT.chunkrestore."),
-    click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-    click.option("-v", "--verbose", is_flag=True, help="Print the traceback of errors."),
-)
-
-_JOB_OPTIONS = (
-    click.option(
-        "--block", "block_shape", type=Numbers(), help="Core of a block in voxels; default by memory."
-    ),
-    click.option("--depth", type=Depth(), help="Halo in voxels; default derived from the operator."),
-    click.option("--shards", type=Numbers(), help="Voxels that are stored as one file; default one chunk."),
-    click.option("--memory", help="Peak of a block, such as 8GB, or free; default 2 GiB."),
-    click.option("--channel", callback=_index, help="Channel name or number; default all."),
-    click.option("--timepoint", type=click.IntRange(0), help="Time point; default all."),
-    click.option(
-        "--level", type=click.IntRange(0), default=0, help="Resolution level; default 0, the finest."
-    ),
-    click.option("--region", type=Region(), help="Part of the volume; default all."),
-    *_RUN_OPTIONS,
-)
 
 _DECONVOLUTION_OPTIONS = (
     click.option(
@@ -168,17 +89,6 @@ _NETWORK_OPTIONS = (
 )
 
 
-def _with(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
-    """Return a decorator that adds options to a command."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
@@ -186,37 +96,13 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("store")
-def info(store: str) -> None:
-    """Describe an OME-Zarr image."""
-    from chunkrestore.ome_zarr import info as describe
-    from chunkrestore.ome_zarr import open_image
-
-    say(describe(open_image(store)))
-
-
-@cli.command()
-@click.argument("tiff")
-@click.argument("store")
-@click.option("--axes", help="Axes of the TIFF, such as zyx; default from its metadata.")
-@click.option("--voxel-size", type=Numbers(float), help="Micrometres; default from its metadata.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-def convert(tiff: str, store: str, **options: Any) -> None:
-    """Convert a TIFF or OME-TIFF to OME-Zarr."""
-    from chunkrestore.ome_zarr import convert_tiff
-
-    convert_tiff(tiff, store, **options)
-    say(f"wrote      {store}")
-
-
-@cli.command()
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
 @click.option("--psf", required=True, help="Point spread function, .tif or .npy; .yaml for one that varies.")
-@_with(_DECONVOLUTION_OPTIONS)
+@with_options(_DECONVOLUTION_OPTIONS)
 @click.option("--calibrate", is_flag=True, help="Measure the halo that is needed on a part of the image.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@_with(_JOB_OPTIONS)
+@with_options((*DTYPE_OPTIONS, *JOB_OPTIONS))
 def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) -> None:
     """Deconvolve an image with its point spread function."""
     from chunkrestore.pipeline import deconvolution_of, voxel_size_of
@@ -226,8 +112,9 @@ def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) 
     for key in ("acceleration", "stop"):
         if parameters.get(key) == "none":
             parameters[key] = None
-    operator = deconvolution_of(method, psf, voxel_size_of(source, options["level"]), parameters)
-    _run([operator], source, output, options)
+    voxel_size = options["voxel_size"] or voxel_size_of(first_image(source), options["level"])
+    operator = deconvolution_of(method, psf, voxel_size, parameters)
+    run_job([operator, *chosen_dtype(options)], source, output, options)
 
 
 @cli.command()
@@ -237,14 +124,14 @@ def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) 
 @click.option(
     "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 2, 99.8."
 )
-@_with(_NETWORK_OPTIONS)
-@_with(_JOB_OPTIONS)
+@with_options(_NETWORK_OPTIONS)
+@with_options((*DTYPE_OPTIONS, *JOB_OPTIONS))
 def restore(source: str, output: str, model: str, **options: Any) -> None:
     """Restore an image with a CARE network."""
     from chunkrestore.operators.care import Care
 
     care = {key: options.pop(key) for key in ("normalization", "precision")}
-    _run([Care(model, **care)], source, output, options)
+    run_job([Care(model, **care), *chosen_dtype(options)], source, output, options)
 
 
 @cli.command()
@@ -272,7 +159,7 @@ def restore(source: str, output: str, model: str, **options: Any) -> None:
     show_default=True,
     help="How overlaps are judged.",
 )
-@_with(_NETWORK_OPTIONS)
+@with_options(_NETWORK_OPTIONS)
 @click.option(
     "--objects",
     type=click.Choice(["table", "shapes"]),
@@ -288,7 +175,7 @@ def restore(source: str, output: str, model: str, **options: Any) -> None:
     help="When labels of two blocks are one object, for --method function.",
 )
 @click.option("--merge-threshold", type=float, default=0.5, show_default=True, help="For --merge iou.")
-@_with(_JOB_OPTIONS)
+@with_options(JOB_OPTIONS)
 def segment(source: str, output: str | None, method: str, model: str | None, **options: Any) -> None:
     """Segment objects and write labels into OUT, or into IN itself."""
     from chunkrestore.operators.base import Operator
@@ -314,18 +201,18 @@ def segment(source: str, output: str | None, method: str, model: str | None, **o
         from chunkrestore.operators.stardist import StarDist
 
         operator = StarDist(model, **stardist)
-    _run([operator], source, output or source, options)
+    run_job([operator], source, output or source, options)
 
 
 @cli.command()
 @click.argument("pipeline")
-@_with(_RUN_OPTIONS)
+@with_options(RUN_OPTIONS)
 def run(pipeline: str, **options: Any) -> None:
     """Run the pipeline of a YAML file."""
     from chunkrestore.pipeline import read_pipeline
 
     operators, source, output, from_file = read_pipeline(pipeline)
-    _run(operators, source, output, from_file | options)
+    run_job(operators, source, output, from_file | options)
 
 
 @cli.command()
@@ -334,7 +221,7 @@ def run(pipeline: str, **options: Any) -> None:
 @click.option(
     "--probe", type=click.IntRange(1), help="Compute so many blocks per worker and estimate the time."
 )
-@_with(CLUSTER_OPTIONS)
+@with_options(CLUSTER_OPTIONS)
 def plan(pipeline: str, as_json: bool, probe: int | None, **options: Any) -> None:
     """Print what a pipeline would do; nothing is written, and nothing computed without --probe."""
     import json
@@ -342,11 +229,11 @@ def plan(pipeline: str, as_json: bool, probe: int | None, **options: Any) -> Non
     from chunkrestore.pipeline import read_pipeline
 
     operators, source, output, from_file = read_pipeline(pipeline)
-    made = _plan(operators, source, output, from_file)
+    made = plan_of(operators, source, output, from_file)
     text, values = str(made), made.describe()
     if probe is not None:
         where = {"cluster": options["profile"] or options["cluster"], "n_workers": options["n_workers"]}
-        found = _estimate(operators, source, from_file | where | {"n_probes": probe})
+        found = estimate_of(operators, source, from_file | where | {"n_probes": probe})
         text, values = f"{text}\n{found}", values | {"estimate": found.describe()}
     say(json.dumps(values, indent=1) if as_json else text)
 
@@ -366,7 +253,7 @@ def simulate(output: str, shape: tuple[int, ...], seed: int, overwrite: bool) ->
 
 @cli.command()
 @click.argument("output", metavar="OUT")
-@_with(CLUSTER_OPTIONS)
+@with_options(CLUSTER_OPTIONS)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def demo(output: str, **options: Any) -> None:
     """Deconvolve, restore and segment a simulated and a real volume, and draw the results."""
@@ -376,8 +263,8 @@ def demo(output: str, **options: Any) -> None:
 
 
 cli.add_command(psf_commands)
-for job_command in JOB_COMMANDS:
-    cli.add_command(job_command)
+for command in (*STORE_COMMANDS, *JOB_COMMANDS):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -460,37 +347,3 @@ def _interrupted_by_signals() -> Iterator[None]:
         draining.forget()
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _run(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> None:
-    """Run or, with ``--dry-run``, print the plan."""
-    dry_run, _ = options.pop("dry_run"), options.pop("verbose")
-    if dry_run:
-        say(_plan(operators, source, output, options))
-        return
-    from chunkrestore.jobs.run import run as run_job
-
-    report = run_job(operators, source, output, page=True, **options)
-    if not options["quiet"]:
-        say(report)
-
-
-_SELECTION = ("level", "timepoint", "channel", "region")
-_CUTTING = ("block_shape", "depth", "memory", "shards")
-
-
-def _plan(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> Any:
-    from chunkrestore.jobs.prepare import plan as make
-
-    return make(operators, source, output, **_chosen(options, *_SELECTION, *_CUTTING))
-
-
-def _estimate(operators: list[Any], source: str, options: dict[str, Any]) -> Any:
-    from chunkrestore.jobs.prepare import estimate
-
-    where = ("n_probes", "cluster", "n_workers", "device")
-    return estimate(operators, source, **_chosen(options, *_SELECTION, *_CUTTING, *where))
-
-
-def _chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}

@@ -43,9 +43,10 @@ def _on_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 def status(output: str, work_folder: str | None, as_json: bool) -> None:
     """Tell how far the jobs of an output are, from their files alone."""
     from chunkrestore.jobs.status import status as of_output
+    from chunkrestore.jobs.status import summary
 
     found = of_output(output, work_folder=work_folder)
-    told = "\n\n".join(map(str, found)) or "no job has begun here"
+    told = summary(found) or "no job has begun here"
     text = json.dumps([job.describe() for job in found], indent=1) if as_json else told
     say(text)
 
@@ -83,9 +84,17 @@ def retry_failed(output: str, **options: Any) -> None:
 
 
 def _go_on(run: Callable[..., Any], output: str, *, quiet: bool, verbose: bool, **options: Any) -> None:
-    report = run(output, quiet=quiet, page=True, **options)
+    from chunkrestore.jobs.fields_record import records
+    from chunkrestore.jobs.ledger import work_folder_of
+
+    if records(work_folder_of(output, options["work_folder"])):
+        from chunkrestore.jobs.fields import resume_fields, summary
+
+        told = summary(resume_fields(output, quiet=quiet, page=True, **options))
+    else:
+        told = str(run(output, quiet=quiet, page=True, **options))
     if not quiet:
-        say(report)
+        say(told)
 
 
 @click.command()

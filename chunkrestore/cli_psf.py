@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from chunkrestore.cli_options import Numbers
 from chunkrestore.cli_text import say
 
 
@@ -17,15 +18,11 @@ def psf() -> None:
 
 def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Return micrometres per axis."""
-    from chunkrestore.cli import Numbers
-
     return None if value is None else Numbers(float).convert(value, param, ctx)
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Return voxels per axis."""
-    from chunkrestore.cli import Numbers
-
     return None if value is None else Numbers(int).convert(value, param, ctx)
 
 
