@@ -13,11 +13,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from chunkrestore.api import deconvolve, merge_labels, percentiles, restore, segment
+    from chunkrestore.jobs.convert import convert
+    from chunkrestore.jobs.fields import resume_fields, run_fields
+    from chunkrestore.jobs.measure import measure
     from chunkrestore.jobs.prepare import estimate, plan
+    from chunkrestore.jobs.pyramids import build_pyramid
     from chunkrestore.jobs.run import resume, run
     from chunkrestore.jobs.status import status
     from chunkrestore.jobs.verify import verify
-    from chunkrestore.ome_zarr import open_image, write_image, write_labels
+    from chunkrestore.ome_zarr import (
+        export_tiff,
+        open_collection,
+        open_image,
+        open_source,
+        write_image,
+        write_labels,
+    )
     from chunkrestore.operators.care import Care
     from chunkrestore.operators.gradient_consensus import GradientConsensus
     from chunkrestore.operators.labeller import Labeller
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from chunkrestore.operators.unmatched import UnmatchedRichardsonLucy
     from chunkrestore.operators.wiener import Wiener
     from chunkrestore.psf.varying import PsfField
+    from chunkrestore.viewer import view
 
 _HOME = {
     "deconvolve": "chunkrestore.api",
@@ -39,9 +51,18 @@ _HOME = {
     "plan": "chunkrestore.jobs.prepare",
     "estimate": "chunkrestore.jobs.prepare",
     "resume": "chunkrestore.jobs.run",
+    "run_fields": "chunkrestore.jobs.fields",
+    "resume_fields": "chunkrestore.jobs.fields",
+    "convert": "chunkrestore.jobs.convert",
+    "build_pyramid": "chunkrestore.jobs.pyramids",
+    "measure": "chunkrestore.jobs.measure",
+    "view": "chunkrestore.viewer",
     "status": "chunkrestore.jobs.status",
     "verify": "chunkrestore.jobs.verify",
     "open_image": "chunkrestore.ome_zarr",
+    "open_source": "chunkrestore.ome_zarr",
+    "open_collection": "chunkrestore.ome_zarr",
+    "export_tiff": "chunkrestore.ome_zarr",
     "write_image": "chunkrestore.ome_zarr",
     "write_labels": "chunkrestore.ome_zarr",
     "AsType": "chunkrestore.operators.storing",
@@ -67,18 +88,27 @@ __all__ = [
     "Threshold",
     "UnmatchedRichardsonLucy",
     "Wiener",
+    "build_pyramid",
+    "convert",
     "deconvolve",
     "estimate",
+    "export_tiff",
+    "measure",
     "merge_labels",
+    "open_collection",
     "open_image",
+    "open_source",
     "percentiles",
     "plan",
     "restore",
     "resume",
+    "resume_fields",
     "run",
+    "run_fields",
     "segment",
     "status",
     "verify",
+    "view",
     "write_image",
     "write_labels",
 ]

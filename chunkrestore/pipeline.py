@@ -204,6 +204,7 @@ class Pipeline(_Strict):
     version: Literal["0.4", "0.5"] = "0.5"
     shards: Three | None = None
     compression: str = "zstd"
+    checksums: bool = False
 
 
 def read_pipeline(path: str | os.PathLike[str]) -> tuple[list[Operator], str, str, dict[str, Any]]:
@@ -267,10 +268,10 @@ def deconvolution_of(
 
 def voxel_size_of(source: str, level: int = 0) -> tuple[float, ...] | None:
     """Return the micrometres per spatial axis of a stored image, or None if they cannot be told."""
-    from chunkrestore.ome_zarr import open_image
+    from chunkrestore.ome_zarr import open_source
 
     try:
-        image = open_image(source)
+        image = open_source(source)
     except (ValueError, FileNotFoundError):
         return None  # whoever reads it says why
     return image.levels[level].voxel_size if image.calibrated and level < len(image.levels) else None

@@ -118,3 +118,16 @@ def test_device_script_runs_on_the_host_and_agrees_with_it(tmp_path):
     contenders = json.loads(output.read_text())["lengths"]["16"]["contenders"]
     for place in ("inside", "at the border"):
         assert contenders[f"chunkrestore, heavy ball, {place}"]["difference_from_host"] == 0
+
+
+@pytest.mark.slow
+def test_pyramids_are_measured_beside_other_packages():
+    for package in ("ome_zarr", "ngff_zarr", "tensorstore", "skimage"):
+        pytest.importorskip(package)
+    command = [sys.executable, BENCHMARKS / "pyramids.py", "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert all(rate > 0 for rate in result["kernels"].values())
+    cases = result["peers"] + result["large"]
+    assert len(cases) == 6 + 4
+    assert not [case["error"] for case in cases if "error" in case]

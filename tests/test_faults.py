@@ -20,7 +20,7 @@ from chunkrestore.psf import gaussian
 
 PSF = gaussian((1.0, 1.0, 1.0), truncate=2)
 BLOCKS = {"block_shape": (8, 12, 20)}
-WRITING_STAGES = ("blocks-0", "pyramid-1-1", "paint")
+WRITING_STAGES = ("blocks-0", "pyramid-1-1to1", "paint")
 UNRECORDED = {"statistics", "refinement"}
 DEADLINE = 60.0
 
@@ -60,7 +60,15 @@ class Job:
 def job(tmp_path_factory):
     job = Job(tmp_path_factory.mktemp("job"))
     stages = {stage for stage, _ in job.tasks}
-    assert {"blocks-0", "blocks-1", "seams-1", "pyramid-1-1", "detect", "paint", "labels_pyramid-1"} <= stages
+    assert {
+        "blocks-0",
+        "blocks-1",
+        "seams-1",
+        "pyramid-1-1to1",
+        "detect",
+        "paint",
+        "labels_pyramid-1to1",
+    } <= stages
     return job
 
 

@@ -10,7 +10,7 @@ import chunkrestore
 PACKAGE = Path(chunkrestore.__file__).parent
 HEAVY = (
     *("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "obstore", "distributed", "skimage"),
-    *("matplotlib", "numba", "pyarrow"),
+    *("matplotlib", "numba", "pyarrow", "tifffile", "napari", "anndata", "pandas"),
 )
 
 LAYERS = [
@@ -20,8 +20,8 @@ LAYERS = [
     {"operators"},
     {"lazy", "lazy_labels", "stitch"},
     {"api", "pipeline", "jobs"},
-    {"demo", "doctor"},
-    {"cli", "cli_jobs", "cli_psf", "cli_text"},
+    {"demo", "doctor", "viewer"},
+    {"cli", "cli_jobs", "cli_options", "cli_psf", "cli_running", "cli_store", "cli_text"},
 ]
 BESIDE = {"ome_zarr", "cluster", "models"}
 """Know no operator."""
@@ -84,7 +84,10 @@ def test_foreign_systems_are_named_in_one_place():
         "dask_cuda": {"cluster"},
         "zarr": {"ome_zarr"},
         "obstore": {"ome_zarr"},
-        "pyarrow": {"jobs"},
+        "tifffile": {"ome_zarr", "psf", "demo"},
+        "pyarrow": {"jobs", "viewer"},
+        "napari": {"viewer"},
+        "anndata": {"jobs"},
     }
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {module}"

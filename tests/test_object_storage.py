@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import servers
 import yaozarrs
+from observing import tree
 
 import chunkrestore as cr
+from chunkrestore.jobs.pyramids import build_pyramid as add_levels
 from chunkrestore.jobs.run import resume
 from chunkrestore.jobs.runner import BlockError
 from chunkrestore.jobs.verify import verify
@@ -181,6 +183,17 @@ def test_labels_are_replaced_on_demand_and_others_stay(client, bucket):
     write_labels(volume("int32", seed=1), url, "nuclei", overwrite=True)
     assert set(open_image(url).labels) == {"nuclei", "nuclei 2"}
     np.testing.assert_array_equal(open_image(f"{url}/labels/nuclei 2").data.compute(), volume())
+
+
+def test_levels_are_added_and_replaced_in_a_bucket(tmp_path, client, bucket):
+    local, url = tmp_path / "a.ome.zarr", f"s3://{bucket}/a.ome.zarr"
+    for place in (local, url):
+        write(place)
+        write_labels(volume("int32"), place, "nuclei", chunks=(8, 8, 8))
+        for options in ({"levels": 3}, {"levels": 2, "overwrite": True, "method": "mode"}):
+            add_levels(place, **options, work_folder=tmp_path / "work", cluster="serial", quiet=True)
+    assert [level.path for level in open_image(url).levels] == ["0", "3"]
+    assert objects(client, bucket, "a.ome.zarr/") == tree(local)
 
 
 def test_what_is_no_image_is_not_removed(client, bucket):

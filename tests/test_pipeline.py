@@ -59,6 +59,7 @@ version: "0.4"
         "region": [(0, 8), (4, 64), (0, 64)],
         "shards": None,
         "compression": "zstd",
+        "checksums": False,
         "label_name": "nuclei",
         "version": "0.4",
     }

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chunkrestore as cr
 from chunkrestore.grid import Halo
 from chunkrestore.jobs.passes import format_nbytes
 from chunkrestore.jobs.plan import MEMORY_NBYTES, make_plan
@@ -278,7 +279,11 @@ def test_the_pyramid_is_read_written_and_kept():
     assert plan.passes[0].levels == tuple(levels)
     sizes = [4 * math.prod(shape) for shape in levels]
     assert plan.written_nbytes == plan.disk_nbytes == 3 * sum(sizes)
-    assert plan.read_nbytes == 3 * (2 * math.prod(levels[0]) + sizes[0] + sizes[1])
+    assert plan.read_nbytes == 3 * 2 * math.prod(levels[0])
+    # Two levels of the pyramid follow from regions of the first one, where blocks are too short to hold them.
+    cut = make_plan([Smooth(0)], (100, 200, 200), U16, voxel_size=(2, 1, 1), block_shape=(100, 64, 64))
+    assert cut.passes[0].levels_read == (0,)
+    assert cut.read_nbytes == 2 * math.prod(levels[0]) + sizes[0]
 
 
 def test_disk_holds_scratch_images_only_as_long_as_they_are_read():
@@ -393,3 +398,52 @@ def test_a_plan_reads_well():
 )
 def test_bytes_are_written_for_people(n, text):
     assert format_nbytes(n) == text
+
+
+@given(
+    st.tuples(*[st.integers(5, 60)] * 3),
+    st.tuples(*[st.integers(1, 20)] * 3),
+    st.tuples(*[st.integers(0, 9)] * 3),
+    st.integers(0, 6),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_read_amplification_counts_every_voxel_of_the_chunks_that_blocks_touch(shape, chunks, first, depth):
+    work = replace(
+        make_plan([Smooth(depth)], shape, U16, block_shape=(16, 16, 16)).passes[0],
+        source_chunks=chunks,
+        source_first=first,
+    )
+    touched = 0
+    for block in work.grid:
+        stored = [range(r.start + f, r.stop + f) for r, f in zip(block.read, first, strict=True)]
+        touched += math.prod(len({i // c for i in along}) for along, c in zip(stored, chunks, strict=True))
+    assert work.read_amplification == touched * math.prod(chunks) / math.prod(shape)
+    assert f"{work.halo_overhead:.2f} voxels read and {work.read_amplification:.2f} decoded per voxel" in str(
+        work
+    )
+
+
+def test_a_plan_knows_the_chunks_of_its_input_and_of_what_it_stores_on_the_way(tmp_path):
+    voxels = np.zeros((20, 40, 40), np.uint16)
+    image = cr.write_image(voxels, tmp_path / "in.zarr", axes="zyx", chunks=(20, 10, 30))
+    part = {"region": [(0, 20), (5, 40), (0, 40)], "block_shape": (10, 16, 16)}
+    made = cr.plan([Smooth(1), Threshold(1.0)], image, **part)
+    assert [p.source_chunks for p in made.passes] == [(20, 10, 30), (10, 16, 16)]
+    assert made.passes[0].source_first == (0, 5, 0)
+    assert made.describe()["passes"][0]["read_amplification"] >= 1
+
+
+def test_many_chunks_are_stored_as_few_files_that_blocks_are_made_of():
+    made = make_plan([Smooth()], (2000, 2000, 2000), U16, block_shape=(256, 384, 512)).passes[0]
+    assert (made.chunks, made.shards) == ((64, 64, 64), (256, 192, 256))
+    assert make_plan([Smooth()], (2000, 2000, 2000), U16, version="0.4").passes[0].shards is None
+    assert make_plan([Smooth()], (500, 500, 500), U16).passes[0].shards is None
+
+
+def test_labels_beside_an_image_of_version_0_4_have_no_shards(tmp_path):
+    for version, has_shards in (("0.4", False), ("0.5", True)):
+        path = tmp_path / version
+        writer = create_image(path, shape=(3000, 3000, 3000), dtype="uint16", axes="zyx", version=version)
+        writer.publish()
+        made = cr.plan(Threshold(1.0), path, path)
+        assert (made.passes[0].shards is not None) is has_shards

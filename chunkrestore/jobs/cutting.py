@@ -89,7 +89,37 @@ def largest_block(
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return block(good)
+    # Five or seven chunks cannot be shared out among files of several, nor halved for the level above.
+    return block(good - 1 if good > 4 and good % 2 else good)
+
+
+def suited_unit(
+    operators: Sequence[Operator], shape: Shape, unit: Shape, source_chunks: Shape, memory_nbytes: int
+) -> Shape:
+    """Return a block of whole `unit` that covers whole chunks of what it reads, as far as memory allows.
+
+    A page of a TIFF that is compressed in one strip is decoded whole for every block that touches it: for operators
+    that read no more than they write, blocks as wide as pages decode each once. Halos need chunks more than once
+    anyway, and read least around cubes; for them `unit` is returned as it is.
+
+    Parameters
+    ----------
+    operators, shape, unit, memory_nbytes
+        As for `largest_block`.
+    source_chunks
+        Voxels per axis that are decoded at once of what is read.
+    """
+    if any(any(operator.halo(shape).depth) for operator in operators):
+        return unit
+    times = [-(-min(c, n) // u) for c, n, u in zip(source_chunks, shape, unit, strict=True)]
+
+    def block() -> Shape:
+        return tuple(min(k * u, n) for k, u, n in zip(times, unit, shape, strict=True))
+
+    while max(times) > 1 and peak_nbytes(operators, shape, block()) > memory_nbytes:
+        widest = times.index(max(times))
+        times[widest] = -(-times[widest] // 2)
+    return block()
 
 
 def check_shape(shape: Sequence[int]) -> None:

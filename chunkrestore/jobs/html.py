@@ -17,7 +17,8 @@ from string import Template
 from typing import Any
 
 from chunkrestore.jobs.events import event_lines, read_events
-from chunkrestore.jobs.ledger import job_folders, work_folder_of
+from chunkrestore.jobs.fields_record import begun_jobs
+from chunkrestore.jobs.ledger import work_folder_of
 from chunkrestore.jobs.report_page import activity, overview
 from chunkrestore.jobs.report_page.markup import Markup, element, join
 from chunkrestore.jobs.report_page.material import Material
@@ -43,7 +44,7 @@ def write_report(
     output
         Store that the jobs write.
     job
-        ``"image"`` or ``"labels-NAME"``; all by default.
+        ``"image"`` or ``"labels-NAME"``, of a field of a collection ``"FIELD/image"``; all by default.
     work_folder
         Where jobs keep their files, if not beside the output.
 
@@ -56,13 +57,13 @@ def write_report(
     """
     target = location(output)
     work = work_folder_of(target, work_folder)
-    folders = job_folders(work)
-    chosen = [folder for folder in folders if job in (None, folder.name)]
+    jobs = begun_jobs(work, target)
+    chosen = {name: begun for name, begun in jobs.items() if job in (None, name)}
     if not chosen:
-        known = ", ".join(folder.name for folder in folders) or "none"
+        known = ", ".join(jobs) or "none"
         which = "job" if job is None else f"`job` {job!r}"
         raise FileNotFoundError(f"there is no {which} in {work} (it holds {known}); give the output of a job")
-    return [write_html(folder, target) for folder in chosen]
+    return [write_html(folder, store) for store, folder in chosen.values()]
 
 
 def write_html(job_folder: str | os.PathLike[str], output: str, *, image: OmeZarrImage | None = None) -> Path:

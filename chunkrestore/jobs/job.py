@@ -32,7 +32,8 @@ from chunkrestore.ome_zarr import (
 )
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names
-from chunkrestore.ome_zarr.writer import COMPRESSIONS, unfinished_state
+from chunkrestore.ome_zarr.storage import Storage
+from chunkrestore.ome_zarr.writer import unfinished_state
 from chunkrestore.operators.base import LabelOperator, Operator
 from chunkrestore.operators.stardist import StarDist
 
@@ -58,6 +59,8 @@ class Job:
     """How the depth was found, if it was calibrated."""
     memory_nbytes: int | None = None
     """Peak of a task that blocks were sized for, if it was given."""
+    checksums: bool = False
+    """Whether every chunk carries a checksum of its own."""
     compression: str = "zstd"
     """Codec of what is stored for good."""
     objects: str | None = None
@@ -97,9 +100,13 @@ class Job:
         """What a pass goes through: `planes`, or time points if it takes their channels together."""
         return self.planes if work.n_channels == 1 else [(t, 0) for t in range(self.plan.n_timepoints)]
 
+    @property
+    def _codecs(self) -> dict[str, Any]:
+        return {"compression": self.compression, "checksums": self.checksums}
+
     def manifest(self) -> dict[str, Any]:
         """Return what identifies the result."""
-        source = self.image.source(0).identity() | {"attributes_sha256": digest(self.image.attributes)}
+        source = input_identity(self.image)
         return {
             "schema": 1,
             "input": source,
@@ -108,6 +115,7 @@ class Job:
                 "group": f"labels/{self.label_name}" if self.copies_labels else "",
                 "version": self.version,
                 "compression": self.compression,
+                "checksums": self.checksums,
             },
             "objects": self.objects,
             "passes": [p.describe() for p in self.plan.passes],
@@ -126,8 +134,6 @@ class Job:
         ValueError
             If what exists is not for this job to replace, or to add labels to.
         """
-        if self.version not in ("0.4", "0.5"):
-            raise ValueError(f"`version` {self.version!r} cannot be written; use '0.4' or '0.5'")
         if stores.is_file(self.output):
             raise ValueError(f"`output` {self.output} is a file; give the path of an OME-Zarr")
         makes_labels = self.label_pass is not None or self.copies_labels
@@ -135,10 +141,7 @@ class Job:
             raise ValueError(
                 f"`label_name` {self.label_name!r} must be made of letters, digits, '_', '-', '.' and spaces"
             )
-        if self.compression not in COMPRESSIONS:
-            raise ValueError(
-                f"`compression` {self.compression!r} is unknown; use one of {', '.join(COMPRESSIONS)}"
-            )
+        Storage(self.version, compression=self.compression, checksums=self.checksums)  # raises
         self._check_objects()
         if self.image_passes and not self.copies_labels:
             self._check_image_output(overwrite)
@@ -233,13 +236,15 @@ class Job:
         )
         if writer is not None:
             source, target = self._source(stages, position), writer.target(0)
-            stages.image_pass(f"blocks-{position}", work, operators, source, target)
+            n_done = stages.image_pass(f"blocks-{position}", work, operators, source, writer)
             if work.has_seams:
                 stages.probe_seams(f"seams-{position}", work, operators, source, target)
-            stages.pyramid(f"pyramid-{position}", writer)
+            stages.pyramid(f"pyramid-{position}", writer, n_done)
         stages.report_seams(f"seams-{position}", work, numbers)
         if writer is not None:
             self._publish(stages, f"image-{position}", writer)
+        elif self.copies_labels and self.label_name not in label_names(self.output):
+            _list_labels(path)
         if is_last:
             stages.report.outputs.append(path)
         if position > 0:
@@ -247,7 +252,7 @@ class Job:
 
     def _create(self, work: Pass, path: str, levels: int | None, *, overwrite: bool) -> ImageWriter:
         """Create what an image pass fills: an image, or the labels that the job copies."""
-        storage = {"chunks": work.chunks, "shards": work.shards, "compression": self.compression}
+        storage = {"chunks": work.chunks, "shards": work.shards} | self._codecs
         common: dict[str, Any] = {
             "like": self.image,
             "dtype": work.stored_dtype,
@@ -292,16 +297,16 @@ class Job:
                 axes=self.image.axes if len(self.volumes(work)) > self.plan.n_timepoints else None,
                 chunks=work.chunks,
                 shards=work.shards,
-                compression=self.compression,
+                **self._codecs,
                 version=self.version if stores.is_free(self.output) else None,
                 overwrite=overwrite,
             ),
         )
         if writer is not None:
-            labelling.paint(writer.target(0))
+            n_done = labelling.paint(writer)
             if self.objects is not None:
                 labelling.write_table(table_path(self.label_path), self._columns(operators), versions())
-            stages.pyramid("labels_pyramid", writer)
+            stages.pyramid("labels_pyramid", writer, n_done)
             self._publish(stages, "labels", writer)
         elif self.label_name not in label_names(self.output):
             _list_labels(self.label_path)
@@ -351,9 +356,20 @@ class Job:
         stages.ledger.sync()
         writer.publish(
             {key: content[key] for key in ("operators", "seams", "calibration", "n_clipped", "versions")}
-            | {"input": self.image.source(0).identity()}
+            | {
+                "blocks": [
+                    {key: work[key] for key in ("block_shape", "depth")} for work in content["plan"]["passes"]
+                ],
+                "input": self.manifest()["input"],
+            }
         )
         stages.ledger.decide(f"published-{name}", True)
+
+
+def input_identity(image: OmeZarrImage) -> dict[str, Any]:
+    """Return what identifies an input: its array and selection, its attributes, and what was said of it by hand."""
+    told = {"attributes_sha256": digest(image.attributes), "opened_with": image.opened_with}
+    return image.source(0).identity() | told
 
 
 def job_name(operators: Sequence[Operator], label_name: str, image: OmeZarrImage) -> str:

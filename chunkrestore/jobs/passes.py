@@ -13,6 +13,8 @@ import numpy as np
 
 from chunkrestore.grid import Block, BlockGrid
 from chunkrestore.jobs.tasks import chain
+from chunkrestore.ome_zarr.amplification import decoded_voxels
+from chunkrestore.ome_zarr.levels import fused_levels, pyramid_steps, stored_units
 from chunkrestore.operators.base import LabelOperator, Operator, channels_of
 from chunkrestore.operators.deconvolution import Deconvolution
 from chunkrestore.operators.network import NetworkOperator
@@ -20,6 +22,9 @@ from chunkrestore.operators.storing import only_copies, result_dtype
 
 _MUCH_HALO = 4
 """Voxels read per voxel written that are worth a hint: cubic cores are shorter than 3.4 times the depth then."""
+
+_MUCH_DECODED = 4
+"""Voxels decoded per voxel read that are worth a hint: a chunk as long as a block makes eight."""
 
 _NUMBERS_WITHOUT_RANKS = {"mean", "pilot"}
 """What needs no percentile: one reading tells the mean, and pilots read a few regions only."""
@@ -43,6 +48,10 @@ class Pass:
     """Shape of every resolution that the pass writes, finest first."""
     is_first: bool
     """Whether the pass reads the job's input, and not what we have written."""
+    source_chunks: tuple[int, ...] | None = None
+    """Voxels per axis that are decoded at once of what the pass reads; None if it is not known how that is stored."""
+    source_first: tuple[int, ...] | None = None
+    """Where the volume begins in the array that it is read from; None for the array's own beginning."""
 
     def __post_init__(self) -> None:
         for edges, unit in zip(self.grid.edges, self.shards or self.chunks, strict=True):
@@ -114,6 +123,16 @@ class Pass:
         """Voxels read divided by voxels written."""
         return self.n_voxels_read / math.prod(self.grid.shape)
 
+    @cached_property
+    def read_amplification(self) -> float | None:
+        """Voxels decoded divided by voxels written: chunks are decoded whole, however little a block reads of them."""
+        if self.source_chunks is None:
+            return None
+        halos = [operator.halo(self.grid.shape) for operator in reversed(self.operators)]
+        first = self.source_first or (0,) * len(self.source_chunks)
+        decoded = decoded_voxels(self.grid.edges, halos, self.source_chunks, first)
+        return decoded / math.prod(self.grid.shape)
+
     @property
     def n_scans(self) -> int:
         """How often the whole input is read for numbers of it, before the first block.
@@ -125,11 +144,20 @@ class Pass:
             return 1 + is_float
         return int("mean" in self.needs or (is_float and self.is_first))
 
+    @cached_property
+    def levels_read(self) -> tuple[int, ...]:
+        """Levels that are read again for those above them: none that blocks hold together with the next ones."""
+        factors, units = stored_units(self.levels, self.chunks, self.shards)
+        n_done = fused_levels(self.grid.edges, units, factors)
+        return tuple(step.first - 1 for step in pyramid_steps(self.levels, units, factors, n_done))
+
     @property
     def read_nbytes(self) -> int:
-        """Bytes of voxels read for one time point and channel: scans, blocks with halos, and levels below others."""
+        """Bytes of voxels read for one time point and channel: scans, blocks with halos, levels read again."""
         own = self.n_scans * math.prod(self.grid.shape) + self.n_voxels_read
-        return self.dtype.itemsize * own + self.stored_dtype.itemsize * sum(map(math.prod, self.levels[:-1]))
+        return self.dtype.itemsize * own + self.stored_dtype.itemsize * sum(
+            math.prod(self.levels[level]) for level in self.levels_read
+        )
 
     @property
     def written_nbytes(self) -> int:
@@ -176,6 +204,9 @@ class Pass:
         return {
             "n_blocks": list(self.grid.n_blocks),
             "halo_overhead": round(self.halo_overhead, 3),
+            "read_amplification": None
+            if self.read_amplification is None
+            else round(self.read_amplification, 3),
             "n_scans": self.n_scans,
             "levels": [list(shape) for shape in self.levels],
             "memory_nbytes": self.memory_nbytes,
@@ -193,17 +224,30 @@ class Pass:
         )
         if self.device_nbytes:
             memory += f"; at most {format_nbytes(self.device_nbytes)} of it on a device"
-        overhead = f"{self.halo_overhead:.2f} voxels read per voxel written"
-        if self.halo_overhead > _MUCH_HALO:
-            overhead += ": more memory (--memory) makes larger blocks, which read less"
         lines = [
             f"  halo     {depths}",
-            f"  blocks   {times(self.grid.n_blocks)} of {times(self.block_shape)}, {stored}, {overhead}",
+            f"  blocks   {times(self.grid.n_blocks)} of {times(self.block_shape)}, {stored}, {self._overhead()}",
             f"  memory   {memory}",
         ]
         if len(self.levels) > 1:
             lines.append(f"  pyramid  {len(self.levels)} levels down to {times(self.levels[-1])}")
         return "\n".join(lines)
+
+    def _overhead(self) -> str:
+        """Return how much is read and decoded for what is written, with a hint where that is much."""
+        decoded = "" if self.read_amplification is None else f" and {self.read_amplification:.2f} decoded"
+        overhead = f"{self.halo_overhead:.2f} voxels read{decoded} per voxel written"
+        if self.halo_overhead > _MUCH_HALO:
+            return f"{overhead}: more memory (--memory) makes larger blocks, which read less"
+        if (
+            self.source_chunks is not None
+            and (self.read_amplification or 0) > _MUCH_DECODED * self.halo_overhead
+        ):
+            return (
+                f"{overhead}: chunks of {times(self.source_chunks)} are large for such blocks; --memory makes larger "
+                "blocks, and chunkrestore convert smaller chunks"
+            )
+        return overhead
 
 
 def peak_nbytes(operators: Sequence[Operator], shape: Sequence[int], block_shape: Sequence[int]) -> int:

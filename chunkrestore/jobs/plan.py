@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import operator as integers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import cutting
 from chunkrestore.jobs.passes import Pass, format_nbytes, peak_nbytes, times
-from chunkrestore.ome_zarr.layout import CHUNK_LENGTH, default_pyramid
+from chunkrestore.ome_zarr.layout import CHUNK_LENGTH, default_pyramid, default_shards
 from chunkrestore.operators.base import LabelOperator, Operator, channels_of
 from chunkrestore.operators.storing import completed, result_dtype
+
+if TYPE_CHECKING:
+    from chunkrestore.ome_zarr import RegionReader
 
 MEMORY_NBYTES = 2 * 2**30
 """Peak memory per worker that blocks are sized for by default. A constant and not what happens to be free:
@@ -145,6 +149,8 @@ def make_plan(
     shards: Sequence[int] | None = None,
     depth: int | Sequence[int] | None = None,
     memory_nbytes: int | None = None,
+    source: RegionReader | None = None,
+    version: str = "0.5",
 ) -> Plan:
     """Check operators against an image's metadata and cut the work into passes and blocks.
 
@@ -162,12 +168,17 @@ def make_plan(
         Core of a block; by default the largest multiple of what is stored as one file whose peak fits
         `memory_nbytes`.
     shards
-        Shape of what is stored as one file, a multiple of the chunks; None: every chunk is a file.
+        Shape of what is stored as one file, a multiple of the chunks; None: every chunk is a file, unless there would
+        be many (`chunkrestore.ome_zarr.layout.default_shards`).
     depth
         Halo of every operator that takes one, instead of the derived halo.
     memory_nbytes
         Peak memory of one task that default blocks are sized for, as large as they get; None: `MEMORY_NBYTES`,
         and no block longer than `chunkrestore.jobs.cutting.LONGEST_BLOCK`.
+    source
+        Handle on the input, which tells how it is stored.
+    version
+        OME-Zarr version that is written; 0.4 has no shards.
 
     Raises
     ------
@@ -196,14 +207,43 @@ def make_plan(
     passes: list[Pass] = []
     n_done = 0
     for group in _groups(operators, shape, block_shape):
-        grid, chunks = _cut(group, shape, block_shape, shards, memory_nbytes, n_timepoints * n_channels)
-        kind, n_done = dtypes[n_done], n_done + len(group)
-        passes.append(Pass(tuple(group), kind, grid, chunks, shards, (shape,), is_first=not passes))
+        stored = None if source is None or passes else source.spatial_chunks
+        grid, chunks = _cut(
+            group, shape, block_shape, shards, memory_nbytes, n_timepoints * n_channels, stored
+        )
+        made = Pass(tuple(group), dtypes[n_done], grid, chunks, shards, (shape,), is_first=not passes)
+        n_done += len(group)
+        if shards is None and version != "0.4":
+            made = replace(made, shards=_default_shards(made, n_timepoints * n_channels))
+        passes.append(made)
+    passes = _with_sources(passes, source)
     pyramid = default_pyramid(shape, voxel_size or (1.0,) * len(shape))
     last_image = max((i for i, p in enumerate(passes) if not p.makes_labels), default=0)
     for position in range(last_image, len(passes)):
         passes[position] = replace(passes[position], levels=tuple(level.shape for level in pyramid))
     return Plan(tuple(passes), n_timepoints, n_channels)
+
+
+def _default_shards(work: Pass, n_planes: int) -> tuple[int, ...] | None:
+    """Return what a pass stores as one file where chunks would make too many."""
+    return default_shards(
+        work.grid.shape,
+        work.stored_dtype.itemsize,
+        n_planes=n_planes,
+        chunks=work.chunks,
+        block_shape=work.block_shape,
+    )
+
+
+def _with_sources(passes: Sequence[Pass], source: RegionReader | None) -> list[Pass]:
+    """Return the passes with what is known of how that is stored which they read."""
+    if source is None:
+        return list(passes)
+    first = tuple(pick[0] for pick in source.picks[-len(source.spatial_shape) :])
+    linked = [replace(passes[0], source_chunks=source.spatial_chunks, source_first=first)]
+    for before, work in itertools.pairwise(passes):
+        linked.append(replace(work, source_chunks=before.chunks))
+    return linked
 
 
 def with_depth(operator: Operator, depth: int | Sequence[int] | None, ndim: int) -> Operator:
@@ -264,6 +304,7 @@ def _cut(
     shards: tuple[int, ...] | None,
     memory_nbytes: int | None,
     n_planes: int,
+    source_chunks: tuple[int, ...] | None,
 ) -> tuple[BlockGrid, tuple[int, ...]]:
     """Return the blocks and the chunks of a pass."""
     if shards is not None:
@@ -274,16 +315,22 @@ def _cut(
         block_shape = tuple(min(b, n) for b, n in zip(block_shape, shape, strict=True))
         unit = chunks = cutting.chunks_of_blocks(block_shape, shape)
     if block_shape is None:
-        block_shape = _default_block(operators, shape, unit, memory_nbytes)
+        block_shape = _default_block(operators, shape, unit, memory_nbytes, source_chunks)
     cutting.check_count(shape, block_shape, n_planes)
     _check_align(operators, shape, block_shape)
     return BlockGrid.regular(shape, block_shape, operators[-1].halo(shape), write_unit=unit), chunks
 
 
 def _default_block(
-    operators: Sequence[Operator], shape: tuple[int, ...], unit: tuple[int, ...], memory_nbytes: int | None
+    operators: Sequence[Operator],
+    shape: tuple[int, ...],
+    unit: tuple[int, ...],
+    memory_nbytes: int | None,
+    source_chunks: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
     """Return the largest block that fits `memory_nbytes`, or the default one."""
+    if source_chunks is not None:
+        unit = cutting.suited_unit(operators, shape, unit, source_chunks, memory_nbytes or MEMORY_NBYTES)
     if memory_nbytes is None:
         longest = cutting.LONGEST_BLOCK[len(shape)]
         return cutting.largest_block(operators, shape, unit, MEMORY_NBYTES, longest=longest)

@@ -14,11 +14,12 @@ from chunkrestore.cluster import Cluster, usable_cores
 from chunkrestore.jobs.estimate import Estimate
 from chunkrestore.jobs.estimate import estimate as probe
 from chunkrestore.jobs.plan import Plan, make_plan
-from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_image
-from chunkrestore.ome_zarr.store import free_nbytes, location
-from chunkrestore.operators.base import ImageOperator, Operator
+from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_source
+from chunkrestore.ome_zarr.metadata import VERSIONS
+from chunkrestore.ome_zarr.store import free_nbytes, location, read_node
+from chunkrestore.operators.base import ImageOperator, LabelOperator, Operator
 from chunkrestore.operators.calibration import calibrate
-from chunkrestore.operators.storing import only_copies
+from chunkrestore.operators.storing import completed, only_copies
 
 Store: TypeAlias = str | os.PathLike[str]
 Region: TypeAlias = Sequence[tuple[int, int] | slice]
@@ -41,6 +42,7 @@ class Options:
     version: str
     shards: Sequence[int] | None
     compression: str = "zstd"
+    checksums: bool = False
     objects: str | None = None
 
 
@@ -64,7 +66,9 @@ def plan(
     and nothing is written.
     """
     image = select(source, level, timepoint, channel, region)
-    made = planned(operators, image, block_shape, depth, budget(memory, "cpu", None), shards)
+    several = completed(operators if isinstance(operators, Sequence) else [operators])
+    version = "0.5" if output is None else written_version(several, image, location(output), "0.5")
+    made = planned(several, image, block_shape, depth, budget(memory, "cpu", None), shards, version)
     return made if output is None else replace(made, free_nbytes=free_nbytes(location(output)))
 
 
@@ -131,19 +135,19 @@ def calibrated(operators: Sequence[Operator], image: OmeZarrImage) -> dict[str, 
 
 
 def planned(
-    operators: Operator | Sequence[Operator],
+    operators: Sequence[Operator],
     image: OmeZarrImage,
     block_shape: Sequence[int] | None,
     depth: int | Sequence[int] | None,
     memory_nbytes: int | None,
     shards: Sequence[int] | None,
+    version: str = "0.5",
 ) -> Plan:
-    """Return the plan of operators for an image, from metadata alone."""
-    several = operators if isinstance(operators, Sequence) else [operators]
+    """Return the plan of operators for an image, from metadata alone; `version` is what is written."""
     return make_plan(
-        several,
+        operators,
         image.spatial_shape,
-        image.dtype if copies_labels(several, image) else check_dtype(image.dtype, image.path),
+        image.dtype if copies_labels(operators, image) else check_dtype(image.dtype, image.path),
         n_timepoints=image.n_t,
         n_channels=image.n_c,
         block_shape=block_shape,
@@ -151,7 +155,16 @@ def planned(
         memory_nbytes=memory_nbytes,
         shards=shards,
         voxel_size=image.voxel_size,
+        source=image.source(0),
+        version=version,
     )
+
+
+def written_version(operators: Sequence[Operator], image: OmeZarrImage, output: str, wanted: str) -> str:
+    """Return the OME-Zarr version of what a job writes: labels take that of the image that they are added to."""
+    makes_image = any(not isinstance(operator, LabelOperator) for operator in operators)
+    node = None if makes_image and not copies_labels(operators, image) else read_node(output)
+    return wanted if node is None else next(v for v, f in VERSIONS.items() if f == node.zarr_format)
 
 
 def copies_labels(operators: Sequence[Operator], image: OmeZarrImage) -> bool:
@@ -164,4 +177,4 @@ def select(
 ) -> OmeZarrImage:
     """Return the part of a stored image that is to be processed."""
     slices = None if region is None else tuple(r if isinstance(r, slice) else slice(*r) for r in region)
-    return open_image(source).select(level=level, t=timepoint, c=channel, region=slices)
+    return open_source(source).select(level=level, t=timepoint, c=channel, region=slices)

@@ -18,9 +18,9 @@ from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.stages import RANGE
 from chunkrestore.jobs.tasks import apply_within_memory
+from chunkrestore.ome_zarr.downsampling import downsample_labels, downsample_mean
 from chunkrestore.ome_zarr.layout import level_chunks
-from chunkrestore.ome_zarr.pyramid import downsample_labels, downsample_mean
-from chunkrestore.ome_zarr.writer import COMPRESSIONS
+from chunkrestore.ome_zarr.storage import Storage
 from chunkrestore.operators.base import LabelOperator, PilotOperator, Table
 from chunkrestore.stitch.objects import number_objects
 
@@ -250,9 +250,9 @@ class _Probing:
         seconds = time.perf_counter() - started
         self.found.stored.append((sum(map(len, encoded)), result.nbytes))
         if pyramid is not None:
-            started = time.perf_counter()
+            codec, started = Storage().numcodec(), time.perf_counter()
             for chunk in encoded:
-                _codec().decode(chunk)
+                codec.decode(chunk)
             levels = self.work.levels
             factors = [-(-a // b) for a, b in zip(levels[0], levels[1], strict=True)]
             reduce = downsample_labels if self.work.makes_labels else downsample_mean
@@ -277,21 +277,14 @@ def _mirrored(array: np.ndarray) -> Read:
 
 def _encoded(array: np.ndarray, chunks: Sequence[int]) -> list[bytes]:
     """Return the chunks of an array, compressed; those at its end are filled up with zeros, as they are stored."""
-    encoded = []
+    codec, encoded = Storage().numcodec(), []
     for corner in itertools.product(*(range(0, n, c) for n, c in zip(array.shape, chunks, strict=True))):
         part = array[tuple(slice(a, a + c) for a, c in zip(corner, chunks, strict=True))]
         if part.any():  # chunks of nothing but the fill value are not stored
             chunk = np.zeros(chunks, array.dtype)
             chunk[tuple(slice(n) for n in part.shape)] = part
-            encoded.append(_codec().encode(chunk))
+            encoded.append(codec.encode(chunk))
     return encoded
-
-
-def _codec() -> Any:
-    """Return the codec of stored chunks."""
-    from numcodecs import Blosc
-
-    return Blosc("zstd", COMPRESSIONS["zstd"], Blosc.BITSHUFFLE)
 
 
 def _table_nbytes(table: Table) -> int:

@@ -103,7 +103,11 @@ class Report:
         if self.voxels_per_second:
             lines.append(f"throughput {self.voxels_per_second / 1e6:.2f} megavoxels/s")
         overheads = ", ".join(f"{p['halo_overhead']:.2f}" for p in self.plan["passes"])
-        lines.append(f"halo       {overheads} voxels read per voxel written")
+        if overheads:
+            lines.append(f"halo       {overheads} voxels read per voxel written")
+        decoded = [p["read_amplification"] for p in self.plan["passes"]]
+        if decoded and None not in decoded:
+            lines.append(f"decoded    {', '.join(f'{n:.2f}' for n in decoded)} voxels per voxel written")
         lines.append(f"read       {format_nbytes(self.plan['read_nbytes'])}")
         if self.n_clipped is not None:
             lines.append(f"clipped    {self.n_clipped} voxels beyond the range that is stored")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +14,26 @@ import numpy as np
 from chunkrestore.backend import to_device
 from chunkrestore.cluster import Cluster, connect
 from chunkrestore.cluster.allocation import in_allocation
+from chunkrestore.jobs.begin import locked, told
 from chunkrestore.jobs.events import Events
 from chunkrestore.jobs.html import write_html
 from chunkrestore.jobs.job import Job, job_name, note_numbers, versions
 from chunkrestore.jobs.ledger import Ledger, only_unfinished, read_journal, work_folder_of
-from chunkrestore.jobs.lock import Lock
-from chunkrestore.jobs.lock_file import STALE_SECONDS
-from chunkrestore.jobs.places import ClusterLostError
 from chunkrestore.jobs.plan import with_depth
-from chunkrestore.jobs.prepare import Options, Region, Store, budget, calibrated, planned, select
+from chunkrestore.jobs.prepare import (
+    Options,
+    Region,
+    Store,
+    budget,
+    calibrated,
+    planned,
+    select,
+    written_version,
+)
 from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.report import Report
 from chunkrestore.jobs.request import load_request, save_request
-from chunkrestore.jobs.runner import BlockError, Runner, draining, message_of
+from chunkrestore.jobs.runner import Runner, message_of
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.ome_zarr.store import location, writable
@@ -38,9 +42,6 @@ from chunkrestore.operators.network import NetworkOperator
 from chunkrestore.operators.storing import completed
 
 _log = logging.getLogger(__name__)
-
-_STALE_IN_PROCESS_SECONDS = 1800.0
-_MARGIN_SECONDS = 10.0
 
 
 def run(
@@ -64,6 +65,7 @@ def run(
     version: str = "0.5",
     shards: Sequence[int] | None = None,
     compression: str = "zstd",
+    checksums: bool = False,
     objects: str | None = None,
     profile: Store | None = None,
     work_folder: Store | None = None,
@@ -122,7 +124,7 @@ def run(
         OME-Zarr version of a new store, ``"0.5"`` or ``"0.4"``.
     shards
         Voxels per spatial axis that are stored as one file; chunks by default. Blocks are cut on shards.
-    compression
+    compression, checksums
         As for `chunkrestore.ome_zarr.create_image`.
     objects
         ``"table"`` writes a row per object beside its labels, ``labels/NAME/objects.parquet``: centroid, volume,
@@ -163,16 +165,26 @@ def run(
     work = work_folder_of(target, work_folder)
     folder = work / job_name(several, label_name, image)
     options = Options(
-        block_shape, depth, calibrate, memory, device, label_name, version, shards, compression, objects
+        block_shape,
+        depth,
+        calibrate,
+        memory,
+        device,
+        label_name,
+        version,
+        shards,
+        compression,
+        checksums,
+        objects,
     )
     prepare = partial(_prepared, several, image, target, Ledger(folder), options, n_workers, overwrite)
     # All ranks of an allocation come here and one goes on: the others must not stumble over what that one writes.
     early = None if cluster == "auto" and in_allocation() else prepare()
     with (
         connect(
-            cluster, n_workers=n_workers, profile=profile, wants_devices=_wants_devices(several, device)
+            cluster, n_workers=n_workers, profile=profile, wants_devices=wants_devices(several, device)
         ) as client,
-        _locked(work, folder.name, in_process=client is None) as lock,
+        locked(work, folder.name, in_process=client is None) as lock,
         closing(Ledger(folder, lock.check)) as ledger,
     ):
         job = early or prepare()
@@ -209,7 +221,7 @@ def resume(
     output
         Store that the job writes into.
     job
-        Its name, ``"image"`` or ``"labels-NAME"``; needed if several are unfinished.
+        Its name, such as ``"image"`` or ``"labels-NAME"``; needed if several are unfinished.
     cluster, n_workers, profile, work_folder, page, quiet
         As for `run`; they may differ from what the job was begun with.
 
@@ -220,19 +232,25 @@ def resume(
     """
     work = work_folder_of(location(output), work_folder)
     folder = only_unfinished(work, job)
+    manifest = Ledger(folder).manifest()
+    where: dict[str, Any] = {
+        "cluster": cluster,
+        "n_workers": n_workers,
+        "profile": profile,
+        "work_folder": work,
+    }
+    if manifest.get("kind") == "pyramid":
+        from chunkrestore.jobs.pyramids import build_pyramid
+
+        return build_pyramid(**manifest["request"], **where, quiet=quiet)
+    if manifest.get("kind") == "measure":
+        from chunkrestore.jobs.intensities import images_at
+        from chunkrestore.jobs.measure import measure
+
+        request = manifest["request"] | {"images": images_at(manifest["request"]["images"])}
+        return measure(**request, **where, quiet=quiet)
     operators, image, options = load_request(folder)
-    return run(
-        operators,
-        image,
-        output,
-        cluster=cluster,
-        n_workers=n_workers,
-        profile=profile,
-        work_folder=work,
-        page=page,
-        quiet=quiet,
-        **options,
-    )
+    return run(operators, image, output, **where, page=page, quiet=quiet, **options)
 
 
 def retry_failed(
@@ -271,6 +289,27 @@ def _prepared(
     """Return the job, or raise if it cannot be done; nothing is touched."""
     # What was measured when the job began is not measured again: a resumed job has the same blocks.
     earlier = ledger.manifest() if ledger.unfinished and not overwrite else {}
+    job = job_of(operators, image, output, options, n_workers, earlier)
+    _check(job, ledger, overwrite)
+    to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
+    return job
+
+
+def job_of(
+    operators: Sequence[Operator],
+    image: OmeZarrImage,
+    output: str,
+    options: Options,
+    n_workers: int | None,
+    earlier: Mapping[str, Any],
+) -> Job:
+    """Return the job that arguments of `run` mean; `earlier` is its manifest, if it was begun before, or empty.
+
+    Raises
+    ------
+    ValueError
+        If operators, image and options do not fit together.
+    """
     nbytes = earlier.get("memory_nbytes") if options.memory == "free" else None
     nbytes = nbytes or budget(options.memory, options.device, n_workers)
     chain, calibration = list(operators), None
@@ -279,8 +318,9 @@ def _prepared(
             raise ValueError("`depth` and `calibrate` exclude each other; give one of them")
         calibration = earlier.get("calibration") or calibrated(chain, image)
         chain[0] = with_depth(chain[0], calibration["depth"], len(image.spatial_shape))
-    made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards)
-    job = Job(
+    version = written_version(chain, image, output, options.version)
+    made = planned(chain, image, options.block_shape, options.depth, nbytes, options.shards, version)
+    return Job(
         made,
         image,
         output,
@@ -289,14 +329,12 @@ def _prepared(
         calibration=calibration,
         memory_nbytes=nbytes,
         compression=options.compression,
+        checksums=options.checksums,
         objects=options.objects,
     )
-    _check(job, ledger, overwrite)
-    to_device(np.zeros(0, np.float32), options.device)  # raises if there is no such device
-    return job
 
 
-def _wants_devices(operators: Sequence[Operator], device: str) -> bool:
+def wants_devices(operators: Sequence[Operator], device: str) -> bool:
     """Return whether an operator would use a device that a worker sees."""
     return device != "cpu" or any(isinstance(operator, NetworkOperator) for operator in operators)
 
@@ -331,36 +369,11 @@ def _execute(
     with (
         closing(Events(ledger.folder / "events.jsonl")) as events,
         pictured,
-        _told(events, stages.report, resuming),
+        told(events, stages.report, resuming=resuming),
     ):
         stages.events = events
         job.execute(stages, overwrite=overwrite or resuming)
         ledger.finish(stages.report.content())
-
-
-@contextmanager
-def _told(events: Events, report: Report, resuming: bool) -> Iterator[None]:
-    """Log the beginning and the end of a job, whichever it is."""
-    operators = [operator for work in report.plan["passes"] for operator in work["operators"]]
-    events.emit(
-        "begin",
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        resumed=resuming,
-        operators=operators,
-        plan=report.plan,
-        versions=report.versions,
-    )
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and draining.requested:
-            events.emit("drain", reason="asked to stop by a signal")
-        stopped = isinstance(error, KeyboardInterrupt | ClusterLostError)
-        state = "interrupted" if stopped else "failed" if isinstance(error, BlockError) else "error"
-        events.emit("end", state=state, message=message_of(error))
-        raise
-    events.emit("end", state="done")
 
 
 @contextmanager
@@ -381,18 +394,3 @@ def _picture(job: Job, ledger: Ledger) -> None:
         write_html(ledger.folder, job.output, image=job.image)
     except Exception as error:  # a page is no reason to call a job failed
         _log.warning("%s has no page: %s", ledger.folder, message_of(error))
-
-
-@contextmanager
-def _locked(work: Path, name: str, *, in_process: bool) -> Iterator[Lock]:
-    """Hold the lock of an output; leave no empty folder behind."""
-    # Blocks in this process may hold the interpreter lock for minutes, and then no heartbeat gets through.
-    lock = Lock(work, name, stale_s=_STALE_IN_PROCESS_SECONDS if in_process else STALE_SECONDS)
-    # A batch system starts a killed job again on another machine, which cannot ask whether the driver is dead.
-    again = "SLURM_RESTART_COUNT" in os.environ
-    try:
-        with lock.acquire(wait_s=STALE_SECONDS + _MARGIN_SECONDS if again else 0.0):
-            yield lock
-    finally:
-        with suppress(OSError):
-            work.rmdir()

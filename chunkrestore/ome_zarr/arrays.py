@@ -6,7 +6,6 @@ process. Axes come in the order ``tczyx`` whatever their order in the store, num
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +16,17 @@ import numpy as np
 
 from chunkrestore.grid import Slices
 from chunkrestore.ome_zarr import store as stores
+from chunkrestore.ome_zarr.damage import CorruptChunkError, diagnosis, region_text
 from chunkrestore.ome_zarr.limits import check_array, check_lengths, check_names
 from chunkrestore.ome_zarr.metadata import canonical_order, spatial
 
 if TYPE_CHECKING:
     import zarr
 
+    from chunkrestore.ome_zarr.direct import DirectArray
+
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "float32")
 """What operators accept."""
-
-
-class CorruptChunkError(ValueError):
-    """A chunk or shard cannot be decoded: trying again will not help."""
 
 
 def check_dtype(dtype: Any, what: str = "image") -> np.dtype[Any]:
@@ -157,7 +155,9 @@ class RegionReader:
         selection: list[Any] = [slice(0)] * self.ndim
         for position, stored, i in zip(self.order, self.picks, index, strict=True):
             pick = stored[i : i + 1 or None] if isinstance(i, int) else stored[i]
-            if isinstance(pick, range) and pick.step > 0:
+            if len(pick) == 1:
+                selection[position] = slice(pick[0], pick[0] + 1)
+            elif isinstance(pick, range) and pick.step > 0:
                 selection[position] = slice(pick.start, pick.stop, pick.step)
             else:
                 selection[position] = np.asarray(pick, int)
@@ -166,7 +166,7 @@ class RegionReader:
         return native[tuple(0 if isinstance(i, int) else slice(None) for i in index)]
 
     @classmethod
-    def at(cls, store: str, array_path: str, letters: str, *, named: bool = True) -> Self:
+    def at(cls, store: str, array_path: str, letters: str, *, names: Sequence[str] = ()) -> Self:
         """Return a handle on the array at `array_path` in `store`, from its metadata.
 
         Parameters
@@ -175,8 +175,8 @@ class RegionReader:
             Group and path of the array inside it.
         letters
             Letter of each axis in the order of the stored array.
-        named
-            Whether they come from metadata, which then must not call the axes otherwise.
+        names
+            What the group calls the axes, in lower case, which the array then must not contradict.
 
         Raises
         ------
@@ -191,16 +191,18 @@ class RegionReader:
         name = stores.join(store, array_path)
         node = stores.read_node(name)
         if node is None or node.kind != "array":
-            raise FileNotFoundError(f"array {name}, named by its group, is missing; copy the store again")
-        array = _open(store, array_path, node.zarr_format, node.digest, cls._mode)
+            instead = "" if node is None else " (a group lies there)"
+            raise FileNotFoundError(
+                f"array {name}, named by its group, is missing{instead}; copy the store again"
+            )
+        array = _open(store, array_path, node.zarr_format, node.digest, cls._mode).array
         if array.ndim != len(letters):
             raise ValueError(
                 f"array {name} has {array.ndim} axes but its group names {len(letters)}: {letters!r}"
             )
         if 0 in array.shape:
             raise ValueError(f"array {name} of shape {array.shape} is empty; there is nothing to process")
-        if named:
-            check_names(node.metadata, letters, name)
+        check_names(node.metadata, names, name)
         check_lengths(array.shape, letters, name)
         order = canonical_order(letters)
         return cls(
@@ -232,6 +234,9 @@ class RegionReader:
         ValueError
             If its metadata has changed since this handle was made.
         """
+        return self._opened().array
+
+    def _opened(self) -> _Opened:
         return _open(self.store, self.array_path, self.zarr_format, self.digest, self._mode)
 
     def _expand(self, index: Any) -> tuple[int | slice, ...]:
@@ -263,48 +268,30 @@ class RegionReader:
         return (*lead, *slices)
 
     def _fetch(self, selection: tuple[Any, ...]) -> np.ndarray:
-        array = self.open()
+        opened = self._opened()
         try:
+            if opened.direct is not None and all(_is_plain(s) for s in selection):
+                return opened.direct.read(selection)
             is_basic = all(isinstance(s, slice) for s in selection)
-            part = array[selection] if is_basic else array.oindex[selection]
+            part = opened.array[selection] if is_basic else opened.array.oindex[selection]
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            raise CorruptChunkError(self._diagnose(array, selection, error)) from error
+            raise CorruptChunkError(diagnosis(opened.array, self.name, selection, error)) from error
         return np.asarray(part)
 
-    def _diagnose(self, array: zarr.Array[Any], selection: tuple[Any, ...], error: Exception) -> str:
-        """Return a sentence that names the first unit of `selection` that cannot be decoded."""
-        unit = array.shards or array.chunks
-        touched = (
-            sorted({i // u for i in (range(n)[s] if isinstance(s, slice) else s.tolist())})
-            for s, n, u in zip(selection, array.shape, unit, strict=True)
-        )
-        for index in itertools.product(*touched):
-            region = tuple(
-                slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(index, unit, array.shape, strict=True)
-            )
-            # Of a shard, no more than was asked for: all of it may be far larger
-            touching = (
-                slice(max(r.start, _first(s)), min(r.stop, _last(s) + 1))
-                for r, s in zip(region, selection, strict=True)
-            )
-            try:
-                array[tuple(touching)]
-            except OSError:
-                raise
-            except Exception as cause:
-                key = array.metadata.encode_chunk_key(index)
-                reason = " ".join(str(cause).split())
-                return (
-                    f"chunk {key} of array {self.name} (region {region_text(region)}) cannot be decoded: "
-                    f"{reason}; the file is truncated or damaged, restore it from a copy"
-                )
-        return f"region {region_text(selection)} of array {self.name} cannot be read: {error}"
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An array as this process sees it."""
+
+    array: zarr.Array[Any]
+    direct: DirectArray | None
+    """The faster way to its chunks, where it is of the kind that has one."""
 
 
 @lru_cache(maxsize=256)
-def _open(store: str, array_path: str, zarr_format: int, digest: str, mode: str) -> zarr.Array[Any]:
+def _open(store: str, array_path: str, zarr_format: int, digest: str, mode: str) -> _Opened:
     """Open an array once per process; an array with another digest is another array."""
     name = stores.join(store, array_path)
     node = stores.read_node(name)
@@ -314,23 +301,16 @@ def _open(store: str, array_path: str, zarr_format: int, digest: str, mode: str)
         raise ValueError(f"array {name} has changed since it was opened; open the store again")
     check_array(node.metadata, zarr_format, name)
     from chunkrestore.ome_zarr.bounded import open_array
+    from chunkrestore.ome_zarr.direct import direct
 
     try:
-        return open_array(node.metadata, stores.array_store(name), writable=mode != "r")
+        array = open_array(node.metadata, stores.array_store(name), writable=mode != "r")
+        return _Opened(array, direct(node.metadata, array, writable=mode != "r"))
     except (ConnectionError, TimeoutError, PermissionError):
         raise
     except Exception as error:
         raise ValueError(f"array {name} cannot be opened: {' '.join(str(error).split())}") from error
 
 
-def _first(selection: Any) -> int:
-    return int(selection.start if isinstance(selection, slice) else selection.min())
-
-
-def _last(selection: Any) -> int:
-    return int(selection.stop - 1 if isinstance(selection, slice) else selection.max())
-
-
-def region_text(region: Sequence[Any]) -> str:
-    """Return slices as in ``0:64, 64:128``."""
-    return ", ".join(f"{s.start}:{s.stop}" if isinstance(s, slice) else str(list(s)) for s in region)
+def _is_plain(selection: Any) -> bool:
+    return isinstance(selection, slice) and selection.step in (None, 1) and selection.start < selection.stop

@@ -44,11 +44,16 @@ class BoundedStore(WrapperStore[Store]):
 
     def __init__(self, store: Store, whole_nbytes: int, part_nbytes: int) -> None:
         super().__init__(store)
-        self._whole, self._part = whole_nbytes, part_nbytes
+        self.whole_nbytes, self.part_nbytes = whole_nbytes, part_nbytes
         self._own: set[str] = set()
 
+    @property
+    def inner(self) -> Store:
+        """The store that is read and written."""
+        return self._store
+
     def _with_store(self, store: Store) -> BoundedStore:
-        return type(self)(store, self._whole, self._part)
+        return type(self)(store, self.whole_nbytes, self.part_nbytes)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -61,17 +66,17 @@ class BoundedStore(WrapperStore[Store]):
             If it is larger than an array of this kind can have made it.
         """
         if byte_range is None and isinstance(self._store, RemoteStore):
-            return await self._store.get_up_to(key, prototype, self._whole)
+            return await self._store.get_up_to(key, prototype, self.whole_nbytes)
         if byte_range is None:
             # One byte more than allowed tells a large object apart without reading it
-            found = await self._get(key, prototype, 0, self._whole + 1)
-            if found is not None and len(found) > self._whole:
-                raise ValueError(f"{key} is larger than {self._whole} bytes, the most that it may have")
+            found = await self._get(key, prototype, 0, self.whole_nbytes + 1)
+            if found is not None and len(found) > self.whole_nbytes:
+                raise ValueError(f"{key} is larger than {self.whole_nbytes} bytes, the most that it may have")
             return found
         start, n = _start_and_length(byte_range)
-        if not 0 < n <= self._part:
+        if not 0 < n <= self.part_nbytes:
             raise ValueError(
-                f"{key} is said to hold a part of {n} bytes, where a chunk has up to {self._part}"
+                f"{key} is said to hold a part of {n} bytes, where a chunk has up to {self.part_nbytes}"
             )
         found = await self._get(key, prototype, start, n)
         if found is not None and len(found) != n:  # zarr would take what is missing for an empty chunk
@@ -86,16 +91,22 @@ class BoundedStore(WrapperStore[Store]):
         ValueError
             If a link inside the store leads to where it would be written.
         """
-        self._check_own(key)
+        self.check_own(key)
         await super().set(key, value)
 
     async def delete(self, key: str) -> None:
         """Remove an object; as for `set`."""
-        self._check_own(key)
+        self.check_own(key)
         await super().delete(key)
 
-    def _check_own(self, key: str) -> None:
-        """Raise if the folder of a file lies behind a link. The file may be one, and is replaced."""
+    def check_own(self, key: str) -> None:
+        """Raise if the folder of a file lies behind a link. The file may be one, and is replaced.
+
+        Raises
+        ------
+        ValueError
+            If it does.
+        """
         folder = key.rpartition("/")[0]
         if folder and folder not in self._own and isinstance(self._store, LocalStore):
             check_place(str(self._store.root), folder, own=True)

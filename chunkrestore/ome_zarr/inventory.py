@@ -18,7 +18,7 @@ from chunkrestore.ome_zarr.metadata import OWN_KEY
 from chunkrestore.ome_zarr.read import label_names, open_label
 from chunkrestore.ome_zarr.source import open_source
 from chunkrestore.ome_zarr.store import Json, Node
-from chunkrestore.ome_zarr.tiff import StackReader
+from chunkrestore.ome_zarr.tiff.image import StackReader
 
 _FEW_WELLS = 16
 """Wells of a plate behind a URL that are read to tell their fields."""

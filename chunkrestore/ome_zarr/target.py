@@ -9,7 +9,8 @@ import numpy as np
 
 from chunkrestore.grid import Slices
 from chunkrestore.ome_zarr import store as stores
-from chunkrestore.ome_zarr.arrays import RegionReader, region_text
+from chunkrestore.ome_zarr.arrays import RegionReader
+from chunkrestore.ome_zarr.damage import region_text
 from chunkrestore.ome_zarr.metadata import OWN_KEY
 
 
@@ -58,8 +59,16 @@ class RegionWriter(RegionReader):
                 f"`array` of {array.dtype} would lose values in {self.name} of {self.dtype}; cast it"
             )
         self._check_token()
-        with replacing(self.open()) as target:
-            target[region] = array.reshape(tuple(s.stop - s.start for s in region))
+        array = array.reshape(tuple(s.stop - s.start for s in region))
+        # What this package creates is in the order of `axes`; levels that it adds to another image may not be.
+        as_stored = sorted(range(self.ndim), key=self.order.__getitem__)
+        region, array = tuple(region[i] for i in as_stored), array.transpose(as_stored)
+        opened = self._opened()
+        if opened.direct is not None:
+            opened.direct.write(region, array)
+            return
+        with replacing(opened.array) as target:
+            target[region] = array
 
     def _check_token(self) -> None:
         if not self.token:

@@ -192,6 +192,19 @@ def completed(operators: Sequence[Operator]) -> list[Operator]:
     return chain
 
 
+def choice_of_dtype(dtype: str | None, intensity_range: tuple[float, float] | None) -> list[AsType]:
+    """Return what stores an image in `dtype`, and nothing if None is asked for.
+
+    Raises
+    ------
+    ValueError
+        If there is a range without a dtype, or `AsType` does not take them.
+    """
+    if dtype is None and intensity_range is not None:
+        raise ValueError("`intensity_range` says how integers are scaled; give `dtype` (--dtype) as well")
+    return [] if dtype is None else [AsType(dtype, intensity_range)]
+
+
 def only_copies(operators: Sequence[Operator]) -> bool:
     """Return whether operators leave every voxel as it is."""
     return all(isinstance(operator, Copy) for operator in operators)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chunkrestore.ome_zarr import OmeZarrImage, metadata, open_image
+from chunkrestore.ome_zarr import OmeZarrImage, metadata, open_image, open_source
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names, open_label
 
@@ -57,7 +57,7 @@ def open_sources(
     path = stores.location(store)
     image, overlays = _opened(path, labels)
     first = image or overlays[0].image
-    earlier = _input_of(first) if before is None else open_image(before)
+    earlier = _input_of(first) if before is None else open_source(before)
     if image is None and earlier is not None:
         return [Source("image", stores.name_of(earlier.path), earlier), *overlays]
     found = [] if image is None else [Source("image", stores.name_of(path), image)]
@@ -96,7 +96,7 @@ def _input_of(image: OmeZarrImage) -> OmeZarrImage | None:
     if not isinstance(place, str) or not isinstance(array, str) or stores.is_url(place):
         return None
     try:
-        earlier = open_image(place)
+        earlier = open_source(place)
         paths = [level.path for level in earlier.levels]
         earlier = earlier.select(level=paths.index(array))
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkrestore.ome_zarr import OmeZarrImage, open_image
+from chunkrestore.ome_zarr import OmeZarrImage, open_image, open_source
 from chunkrestore.ome_zarr.image import Level
 
 _WIDE_ENOUGH = 512
@@ -79,7 +79,7 @@ def selected_input(manifest: dict[str, Any]) -> OmeZarrImage:
         If it is not there any more, or cannot be seen from here.
     """
     source = manifest["input"]
-    image = open_image(source["store"])
+    image = open_source(source["store"], **source.get("opened_with", {}))
     paths = [level.path for level in image.levels]
     if source["array"] not in paths:
         raise ValueError(f"{image.path} has no level {source['array']!r} any more")
