@@ -99,7 +99,8 @@ class Report:
         stages = ", ".join(
             f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items() if seconds >= 0.05
         )
-        lines.append(f"time       {sum(self.seconds.values()):.1f} s ({stages})")
+        parts = f" ({stages})" if stages else ""
+        lines.append(f"time       {sum(self.seconds.values()):.1f} s{parts}")
         if self.voxels_per_second:
             lines.append(f"throughput {self.voxels_per_second / 1e6:.2f} megavoxels/s")
         overheads = ", ".join(f"{p['halo_overhead']:.2f}" for p in self.plan["passes"])

@@ -64,16 +64,16 @@ def facts_of(store: str | os.PathLike[str] | OmeZarrImage | Collection) -> dict[
     if isinstance(own, dict) and ("state" in own or UNFINISHED in own):
         what = "collection" if UNFINISHED in own else "image"
         return {"path": path, "kind": "unfinished", "of": what, "labels": list(label_names(path))}
-    version, ome, others = metadata.split(node, path)
+    _, ome, others = metadata.split(node, path)
     found = collection_of(path, node)
     if found is not None:
         return _collection(found)
     if "multiscales" in ome:
         return facts(open_source(path))
     if isinstance(ome.get("labels"), list):
-        return _labels_group(stores.parent(path), path, version)
+        return _labels_group(stores.parent(path), path)
     if label_names(path):
-        return _labels_group(path, path, version)
+        return _labels_group(path, path)
     return {
         "path": path,
         "kind": "group",
@@ -173,12 +173,12 @@ def _collection(found: Collection) -> dict[str, Any]:
     return known
 
 
-def _labels_group(image: str, path: str, version: str) -> dict[str, Any]:
+def _labels_group(image: str, path: str) -> dict[str, Any]:
     names = label_names(image)
     members = [facts(open_label(image, name)) for name in names[:_MOST_LABELS]]
     return {
         "path": path,
-        "version": version,
+        "version": members[0]["version"] if members else None,
         "kind": "labels group",
         "labels": list(names),
         "members": members,
