@@ -10,6 +10,7 @@ import chunkrestore
 PACKAGE = Path(chunkrestore.__file__).parent
 HEAVY = (
     *("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "obstore", "distributed", "skimage"),
+    *("tensorstore", "zarrs"),
     *("matplotlib", "numba", "pyarrow", "tifffile", "napari", "anndata", "pandas"),
 )
 

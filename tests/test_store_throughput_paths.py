@@ -104,7 +104,6 @@ def files(folder):
 @PLAIN
 @given(kind=kinds(), data=st.data())
 def test_whole_units_are_written_with_the_bytes_of_zarr(kind, data, tmp_path_factory):
-    # Of a `typesize` of its own, Blosc makes other bytes; left to zarr then, as shown below
     folder = tmp_path_factory.mktemp("write")
     theirs, _ = (zarr.create_array(folder / name, **kind) for name in ("theirs", "ours"))
     rng = np.random.default_rng(2)
@@ -121,9 +120,8 @@ def test_whole_units_are_written_with_the_bytes_of_zarr(kind, data, tmp_path_fac
         direct = writer._opened().direct
         direct.write(whole, new)
         assert bits(np.asarray(theirs[...])) == bits(writer[...])
-    if (
-        theirs.dtype.kind != "f"
-    ):  # of a NaN and minus zero, zarr's opinion of what is the fill value has changed
+    has_time = "gzip" in str(kind["compressors"]).lower()  # of its making, in its header
+    if theirs.dtype.kind != "f" and not has_time:  # zarr's releases differ in whether minus zero is zero
         assert files(folder / "ours") == files(folder / "theirs")
 
 
