@@ -547,3 +547,26 @@ BLOCKS = [
     corrupt("shard shorter than its index", write(FIRST, b"short"), "cannot be decoded", SHARDS),
     corrupt("large shard", sparse(FIRST, 2**36), "is larger than", SHARDS),
 ]
+
+
+PEAK_SCRIPT = """
+import sys
+from chunkrestore.ome_zarr import open_image
+honest, *hostile = sys.argv[1:]
+def read(path):
+    reader = open_image(path).source()
+    return reader.read(0, 0, tuple(slice(0, n) for n in reader.spatial_shape))
+def peak():
+    # Not `ru_maxrss`, which a new process takes over from the one that started it
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+read(honest)
+for path in hostile:
+    before = peak()
+    try:
+        read(path)
+        print("read 0 all")
+    except Exception as error:
+        print(type(error).__name__, peak() - before, error)
+"""
+"""Reads an honest store and then hostile ones, and prints for each what came of it and how far memory grew, in kB."""

@@ -15,6 +15,7 @@ from hostile import (
     CHUNKS,
     METADATA,
     OME,
+    PEAK_SCRIPT,
     SHAPE,
     SHARDS,
     both,
@@ -288,27 +289,6 @@ def test_damaged_record_of_unfinished_work_is_refused(what, tmp_path, outside):
 
 # Memory: in a process of its own, whose peak is known before the bombs are read.
 
-SCRIPT = """
-import sys
-from chunkrestore.ome_zarr import open_image
-honest, *hostile = sys.argv[1:]
-def read(path):
-    reader = open_image(path).source()
-    return reader.read(0, 0, tuple(slice(0, n) for n in reader.spatial_shape))
-def peak():
-    # Not `ru_maxrss`, which a new process takes over from the one that started it
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-read(honest)
-for path in hostile:
-    before = peak()
-    try:
-        read(path)
-        print("read 0 all")
-    except Exception as error:
-        print(type(error).__name__, peak() - before, error)
-"""
-
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc for the peak of a process")
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
@@ -318,7 +298,15 @@ def test_bombs_do_not_unfold(templates, tmp_path):
         for name in BOMBS
         for version, shards in (("0.4", None), ("0.5", None), ("0.5", SHARDS))
     ]
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, templates(tmp_path / "honest.zarr"), *stores]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        PEAK_SCRIPT,
+        templates(tmp_path / "honest.zarr"),
+        *stores,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     outcomes = [line.split(" ", 2) for line in done.stdout.splitlines()]
     assert {error for error, *_ in outcomes} == {"CorruptChunkError"}

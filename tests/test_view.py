@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 import zarr
+from browsing import serving
 from hostile import edit, honest
 
 import chunkrestore as cr
@@ -22,7 +22,6 @@ from chunkrestore.viewer import slices, view
 from chunkrestore.viewer.links import ORIGINS
 from chunkrestore.viewer.objects import read_object
 from chunkrestore.viewer.raw import UnsatisfiableRangeError, key_of, open_raw, parse_range
-from chunkrestore.viewer.server import ViewServer
 from chunkrestore.viewer.slices import PLANES, Tile, TileReader, readable_levels, tile_nbytes, wire_dtype
 from chunkrestore.viewer.sources import open_sources
 
@@ -31,20 +30,6 @@ VOXEL_SIZE = (2.0, 0.5, 0.5)
 
 def numbers(shape, dtype="u2", seed=0):
     return np.random.default_rng(seed).integers(0, 250, shape).astype(dtype)
-
-
-@contextmanager
-def serving(store, **options):
-    """Serve a store as `view` does; yield the server."""
-    store = str(store)
-    with ViewServer(open_sources(store, **options), store) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Answer:

@@ -4,19 +4,16 @@ import base64
 import io
 import json
 import shutil
-import threading
 import time
-from contextlib import contextmanager
 from importlib.resources import files
 
 import numpy as np
 import pytest
+from browsing import chromium, serving
 from hostile import edit
 from PIL import Image
 
 from chunkrestore.ome_zarr import open_image, write_image, write_labels
-from chunkrestore.viewer.server import ViewServer
-from chunkrestore.viewer.sources import open_sources
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -33,38 +30,10 @@ def smooth(shape, dtype="u2", seed=0):
     return (130 + 35 * waves + np.random.default_rng(seed).integers(0, 5, shape)).astype(dtype)
 
 
-@contextmanager
-def serving(store, **options):
-    store = str(store)
-    with ViewServer(open_sources(store, **options), store) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium without a window, with its log."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no Chromium with its driver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "window-size=900,640", "hide-scrollbars",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    with chromium(tmp_path_factory.mktemp("chromium"), "900,640") as opened:
+        yield opened
 
 
 def until(condition, seconds=15.0):
