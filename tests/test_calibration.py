@@ -134,8 +134,8 @@ def test_memory_sizes_blocks():
     operator = cr.RichardsonLucy(PSF, 10)
     small, large = (make_plan([operator], shape, u16, memory_nbytes=n) for n in (2**29, 2**35))
     assert small.memory_nbytes <= 2**29 < large.memory_nbytes <= 2**35
-    # What is not used would not hold the next larger block.
-    edge = large.passes[0].grid.edges[0][1] + 64
+    # What is not used would not hold the next larger block; blocks have an even number of chunks.
+    edge = large.passes[0].grid.edges[0][1] + 2 * 64
     assert make_plan([operator], shape, u16, block_shape=(edge,) * 3).memory_nbytes > 2**35
 
 

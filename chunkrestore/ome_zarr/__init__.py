@@ -12,7 +12,7 @@ from chunkrestore.ome_zarr.damage import CorruptChunkError
 from chunkrestore.ome_zarr.downsampling import downsample_labels, downsample_mean
 from chunkrestore.ome_zarr.image import Level, OmeZarrImage, select_channel
 from chunkrestore.ome_zarr.info import describe, facts, facts_of, info
-from chunkrestore.ome_zarr.label_attributes import class_colors, distinct_colors, label_attributes
+from chunkrestore.ome_zarr.label_attributes import class_colors, distinct_colors
 from chunkrestore.ome_zarr.labels import LabelsWriter, create_labels, open_writer, write_labels
 from chunkrestore.ome_zarr.members import Field
 from chunkrestore.ome_zarr.pyramid import (
@@ -58,7 +58,6 @@ __all__ = [
     "facts",
     "facts_of",
     "info",
-    "label_attributes",
     "open_collection",
     "open_image",
     "open_source",
