@@ -14,6 +14,10 @@ Shape = tuple[int, ...]
 LONGEST_BLOCK = {2: 4096, 3: 512}
 """Longest default block by number of spatial axes: larger ones read little less halo, and are lost whole."""
 
+_LONGEST_WITHOUT_HALO = {2: 4096, 3: 256}
+"""The same for operators that read no halo: nothing is saved by larger blocks, and moving them through memory costs a
+fifth of a copy."""
+
 _MOST_VOXELS = 2**62
 """Voxels of a volume: kernels count positions in 64 bits. No disk holds so many."""
 _MOST_BLOCKS = 10_000_000
@@ -120,6 +124,12 @@ def suited_unit(
         widest = times.index(max(times))
         times[widest] = -(-times[widest] // 2)
     return block()
+
+
+def longest_block(operators: Sequence[Operator], shape: Shape) -> int:
+    """Return the length that no default block of these operators exceeds."""
+    reads_halo = any(any(operator.halo(shape).depth) for operator in operators)
+    return (LONGEST_BLOCK if reads_halo else _LONGEST_WITHOUT_HALO)[len(shape)]
 
 
 def check_shape(shape: Sequence[int]) -> None:

@@ -174,7 +174,7 @@ def make_plan(
         Halo of every operator that takes one, instead of the derived halo.
     memory_nbytes
         Peak memory of one task that default blocks are sized for, as large as they get; None: `MEMORY_NBYTES`,
-        and no block longer than `chunkrestore.jobs.cutting.LONGEST_BLOCK`.
+        and no block longer than `chunkrestore.jobs.cutting.longest_block`.
     source
         Handle on the input, which tells how it is stored.
     version
@@ -332,7 +332,7 @@ def _default_block(
     if source_chunks is not None:
         unit = cutting.suited_unit(operators, shape, unit, source_chunks, memory_nbytes or MEMORY_NBYTES)
     if memory_nbytes is None:
-        longest = cutting.LONGEST_BLOCK[len(shape)]
+        longest = cutting.longest_block(operators, shape)
         return cutting.largest_block(operators, shape, unit, MEMORY_NBYTES, longest=longest)
     block_shape = cutting.largest_block(operators, shape, unit, memory_nbytes, longest=None)
     peak = peak_nbytes(operators, shape, block_shape)
