@@ -107,7 +107,19 @@ FIELD_OPTIONS = (
 """Which images of a collection."""
 
 STORAGE_OPTIONS = (
-    click.option("--shards", type=Numbers(), help="Voxels that are stored as one file; default one chunk."),
+    click.option(
+        "--ome-version",
+        "version",
+        type=click.Choice(["0.4", "0.5"]),
+        default="0.5",
+        show_default=True,
+        help="Of a new store.",
+    ),
+    click.option(
+        "--shards",
+        type=Numbers(),
+        help="Voxels stored as one file; default a chunk, or several if there are many.",
+    ),
     click.option(
         "--compression",
         default="zstd",

@@ -10,7 +10,7 @@ BY_HAND = ("axes", "voxel_size", "series")
 """What is said of a single image."""
 
 _SELECTION = ("level", "timepoint", "channel", "region")
-_CUTTING = ("block_shape", "depth", "memory", "shards")
+_CUTTING = ("block_shape", "depth", "memory", "shards", "version")
 
 
 def run_job(operators: list[Any], source: str, output: str, options: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ def info(store: str, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
-@click.option("--ome-version", "version", type=click.Choice(["0.4", "0.5"]), default="0.5", show_default=True)
 @click.option("--block", "block_shape", type=Numbers(), help="Core of a block in voxels; default by memory.")
 @click.option("--memory", help="Peak of a block, such as 8GB, or free; default 2 GiB.")
 @click.option("--as-labels", is_flag=True, help="IN holds ids of objects: store it as labels of OUT.")

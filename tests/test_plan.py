@@ -447,3 +447,5 @@ def test_labels_beside_an_image_of_version_0_4_have_no_shards(tmp_path):
         writer.publish()
         made = cr.plan(Threshold(1.0), path, path)
         assert (made.passes[0].shards is not None) is has_shards
+        alone = cr.plan(Threshold(1.0), path, version=version)
+        assert (alone.passes[0].shards is not None) is has_shards

@@ -59,6 +59,7 @@ def plan(
     channel: str | int | Sequence[str | int] | None = None,
     region: Region | None = None,
     shards: Sequence[int] | None = None,
+    version: str = "0.5",
 ) -> Plan:
     """Return what `run` would do with the same arguments, from metadata alone.
 
@@ -67,7 +68,8 @@ def plan(
     """
     image = select(source, level, timepoint, channel, region)
     several = completed(operators if isinstance(operators, Sequence) else [operators])
-    version = "0.5" if output is None else written_version(several, image, location(output), "0.5")
+    if output is not None:
+        version = written_version(several, image, location(output), version)
     made = planned(several, image, block_shape, depth, budget(memory, "cpu", None), shards, version)
     return made if output is None else replace(made, free_nbytes=free_nbytes(location(output)))
 
