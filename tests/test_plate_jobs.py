@@ -405,7 +405,9 @@ def client():
     """Four workers as threads of this process."""
     from distributed import Client
 
-    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(
+        processes=False, n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as client:
         yield client
 
 

@@ -538,7 +538,12 @@ def test_a_pyramid_on_a_cluster_equals_one_in_this_process(tmp_path):
     from distributed import Client, LocalCluster
 
     path, other = with_labels(tmp_path), with_labels(tmp_path / "other")
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 2,
+        "processes": False,
+        "dashboard_address": "127.0.0.1:0",
+    }
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         build_pyramid(path, levels=3, cluster=client, quiet=True)
     build_pyramid(other, levels=3, **SERIAL)
