@@ -219,9 +219,8 @@ def probe_seam(
     blocks = chain(deeper, core, grid.shape)
     reference = _apply(deeper, blocks, lambda region: source.read(t, c, region), device)
     stored = written.read(t, c, core)
-    if (
-        as_type is not None
-    ):  # what rounding changes is no seam: it is done to both, and both are intensities again
+    if as_type is not None:
+        # What rounding changes is no seam: it is done to both, and both are intensities again.
         stored, reference = (as_type.intensities(a) for a in (stored, as_type(reference)))
     error = stored.astype(np.float64) - reference
     return {"rms": float(np.sqrt(np.mean(error**2))), "max": float(np.abs(error).max())}
@@ -282,13 +281,13 @@ def write_levels(item: Item, levels: Cascade, region: Slices, array: np.ndarray)
 
     Returns the checksum of what was written as ``crc32``, and those of the other levels, if any, as ``crc32s``.
     """
-    told: dict[str, Any] = {}
+    written = []
     for position, (target, part) in enumerate(zip(levels.targets, levels.regions(region), strict=False)):
         if position:
             with computing():
                 array = levels.reduce(array, position, part)
-        told.setdefault("crc32s", []).append(write(item, target, part, array)["crc32"])
-    first, *others = told["crc32s"]
+        written.append(write(item, target, part, array)["crc32"])
+    first, *others = written
     return {"crc32": first, "crc32s": others} if others else {"crc32": first}
 
 
