@@ -4,13 +4,14 @@ import base64
 import io
 import json
 import shutil
-import time
+from functools import partial
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from browsing import chromium, serving
 from hostile import edit
+from observing import wait_for
 from PIL import Image
 
 from chunkrestore.ome_zarr import open_image, write_image, write_labels
@@ -30,18 +31,13 @@ def smooth(shape, dtype="u2", seed=0):
     return (130 + 35 * waves + np.random.default_rng(seed).integers(0, 5, shape)).astype(dtype)
 
 
+until = partial(wait_for, what="the page", seconds=15.0)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("chromium"), "900,640") as opened:
         yield opened
-
-
-def until(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-    return found
 
 
 def settled(browser):

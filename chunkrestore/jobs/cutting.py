@@ -113,7 +113,7 @@ def suited_unit(
     source_chunks
         Voxels per axis that are decoded at once of what is read.
     """
-    if any(any(operator.halo(shape).depth) for operator in operators):
+    if _reads_halo(operators, shape):
         return unit
     times = [-(-min(c, n) // u) for c, n, u in zip(source_chunks, shape, unit, strict=True)]
 
@@ -128,8 +128,7 @@ def suited_unit(
 
 def longest_block(operators: Sequence[Operator], shape: Shape) -> int:
     """Return the length that no default block of these operators exceeds."""
-    reads_halo = any(any(operator.halo(shape).depth) for operator in operators)
-    return (LONGEST_BLOCK if reads_halo else _LONGEST_WITHOUT_HALO)[len(shape)]
+    return (LONGEST_BLOCK if _reads_halo(operators, shape) else _LONGEST_WITHOUT_HALO)[len(shape)]
 
 
 def check_shape(shape: Sequence[int]) -> None:
@@ -158,6 +157,10 @@ def check_count(shape: Sequence[int], block_shape: Sequence[int], n_planes: int)
             f"`block_shape` {tuple(block_shape)} cuts the volume {tuple(shape)}{several} into {total} blocks, the "
             f"limit is {_MOST_BLOCKS}; use larger blocks, a region, or fewer time points and channels"
         )
+
+
+def _reads_halo(operators: Sequence[Operator], shape: Shape) -> bool:
+    return any(any(operator.halo(shape).depth) for operator in operators)
 
 
 def _divisor(length: int, preferred: int) -> int:

@@ -199,7 +199,7 @@ def check_letters(letters: str, where: str, *, ndim: int | None = None) -> str:
     if set(letters) - set(AXIS_TYPES) or len(set(letters)) < len(letters) or not {"y", "x"} <= set(letters):
         raise ValueError(
             f"{where} are not time, channel, z, y and x; needed are y and x, with z, t and c if present. "
-            "Pass `axes` with one letter of 'tczyx' per array axis"
+            "Pass `axes` with one letter of 'tczyx' per array axis (--axes)"
         )
     if ndim is not None and len(letters) != ndim:
         raise ValueError(f"{where} name {len(letters)} axes but the array has {ndim}")

@@ -199,7 +199,7 @@ def _not_an_image(path: str, node: Node | None) -> Exception:
     if node is not None:
         return ValueError(
             f"{path} is a plain zarr array, not an OME-Zarr image; open the group around it, "
-            "or pass `axes` with one letter of 'tczyx' per array axis"
+            "or pass `axes` with one letter of 'tczyx' per array axis (--axes)"
         )
     if stores.is_url(path):
         fix = "download zip files, which are read from disk" if zipped.is_named(path) else "check the URL"
