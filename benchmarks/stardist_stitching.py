@@ -455,8 +455,9 @@ def _found(
 def thinned(volume: SimulatedVolume, voxels_per_nucleus: float, seed: int) -> SimulatedVolume:
     """Return the volume with some of its nuclei taken out at random, so that so many voxels are left for each."""
     n_kept = min(round(volume.labels.size / voxels_per_nucleus), volume.n_nuclei)
-    kept = 1 + np.random.default_rng(seed).choice(volume.n_nuclei, n_kept, replace=False)
-    new_ids = np.zeros(volume.n_nuclei + 1, np.int32)
+    ids = np.unique(volume.labels[volume.labels > 0])
+    kept = np.random.default_rng(seed).choice(ids, n_kept, replace=False)
+    new_ids = np.zeros(ids[-1] + 1, np.int32)
     new_ids[kept] = np.arange(1, n_kept + 1)
     labels = new_ids[volume.labels]
     truth = np.where(labels > 0, volume.truth, np.float32(0))

@@ -54,45 +54,6 @@ class Scene:
     """Segmented objects."""
 
 
-def write_embryo(
-    output: Store, *, shape: Sequence[int] = SHAPE, seed: int = SEED, overwrite: bool = False
-) -> list[Path]:
-    """Simulate an embryo and write its image, true labels and PSF.
-
-    Parameters
-    ----------
-    output
-        OME-Zarr to write; the PSF goes beside it, as ``NAME.psf.tif``.
-    shape
-        Voxels (z, y, x).
-    seed
-        Seed of the simulation.
-    overwrite
-        Replace an existing output.
-
-    Returns
-    -------
-    list of Path
-        What was written: image, labels, PSF.
-    """
-    from chunkrestore.psf import write_psf
-    from chunkrestore.simulate import embryo
-
-    volume = embryo(shape, seed=seed)
-    image = write_image(
-        volume.image,
-        output,
-        axes="zyx",
-        voxel_size=volume.voxel_size,
-        channels=["nuclei"],
-        overwrite=overwrite,
-    )
-    write_labels(volume.labels, output, name="truth", like=image, overwrite=overwrite)
-    psf = psf_path(output)
-    write_psf(psf, volume.psf, volume.voxel_size)
-    return [Path(output), Path(output) / "labels" / "truth", psf]
-
-
 def psf_path(store: Store) -> Path:
     """Return where the PSF of a simulated store lies."""
     name = os.fspath(store).rstrip("/").removesuffix(".zarr").removesuffix(".ome")
