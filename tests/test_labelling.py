@@ -216,7 +216,7 @@ def test_the_table_of_the_objects_tells_what_the_labels_show(tmp_path, monkeypat
         (
             cr.Threshold(10.0),
             "table",
-            "`objects` 'table' is for objects that StarDist finds; threshold finds none",
+            "`objects` 'table' is for labels of objects that StarDist finds; threshold makes none",
         ),
         (Crystals(), "all", "`objects` must be 'table', 'shapes' or None, got 'all'"),
     ],

@@ -19,13 +19,15 @@ from chunkrestore.jobs.object_columns import ObjectColumns
 from chunkrestore.jobs.object_table import write_objects
 from chunkrestore.jobs.phases import computing, phase
 from chunkrestore.jobs.tables import digest_of, drop_table, load_table, n_rows, save_table
-from chunkrestore.jobs.tasks import write_levels
+from chunkrestore.jobs.tasks import apply_within_memory, write_levels
 from chunkrestore.ome_zarr.pyramid import Cascade
 from chunkrestore.operators.base import (
     JoiningOperator,
     LabelOperator,
+    ObjectOperator,
     SettlingOperator,
     Table,
+    VoxelOperator,
     channels_of,
     concatenate,
 )
@@ -48,7 +50,7 @@ class Rival:
 
 
 def detect(
-    item: Item, source: RegionReader, grid: BlockGrid, operator: LabelOperator, folder: Path
+    item: Item, source: RegionReader, grid: BlockGrid, operator: ObjectOperator, folder: Path
 ) -> dict[str, Any]:
     """Find what one core holds and keep its table on disk; return what the driver must know of it."""
     t, c, *index = item
@@ -73,6 +75,22 @@ def detect(
         save_table(folder, "detected", item, table)
         told["survivors"] = _save_survivors(folder, item, operator.survivors(table), 0)
     return told
+
+
+def label(
+    item: Item, source: RegionReader, grid: BlockGrid, operator: VoxelOperator, levels: Cascade
+) -> dict[str, Any]:
+    """Label the voxels of one core and write them at several levels, as `chunkrestore.jobs.tasks.process` does."""
+    t, c, *index = item
+    core = grid.block(index).core
+    labels, n_parts = apply_within_memory(
+        (operator,),
+        core,
+        grid.shape,
+        tuple(index),
+        lambda region: read_channels(source, operator, t, c, region),
+    )
+    return write_levels(item, levels, core, labels) | {"n_parts": n_parts}
 
 
 def read_channels(
@@ -198,7 +216,7 @@ def number(item: Item, folder: Path, blocks: Sequence[Item], start: int) -> int:
 def paint(
     item: Item,
     grid: BlockGrid,
-    operator: LabelOperator,
+    operator: ObjectOperator,
     folder: Path,
     numbered: Sequence[Item],
     levels: Cascade,

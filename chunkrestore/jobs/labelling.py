@@ -19,10 +19,12 @@ import numpy as np
 
 from chunkrestore.grid import BlockGrid
 from chunkrestore.jobs import label_tasks
+from chunkrestore.jobs.label_classes import class_attributes, object_properties
 from chunkrestore.jobs.ledger import Item
 from chunkrestore.jobs.object_columns import ObjectColumns
 from chunkrestore.jobs.stages import Items, Plane, Stages
-from chunkrestore.operators.base import JoiningOperator, LabelOperator, SettlingOperator
+from chunkrestore.ome_zarr.label_attributes import MAX_ENTRIES
+from chunkrestore.operators.base import JoiningOperator, ObjectOperator, SettlingOperator
 from chunkrestore.stitch.numbering import slab_starts
 from chunkrestore.stitch.resolution import Reaches, resolve
 
@@ -48,7 +50,7 @@ class Labelling:
     """Runs tasks and remembers what is done."""
     grid: BlockGrid
     """The blocks."""
-    operators: Mapping[Plane, LabelOperator]
+    operators: Mapping[Plane, ObjectOperator]
     """Of every plane, resolved."""
     source: RegionReader
     """What is segmented."""
@@ -80,12 +82,32 @@ class Labelling:
         self.stages.report.n_objects = sum(self._counts.values())
 
     def labels_dtype(self) -> np.dtype[Any]:
-        """Return int32, or int64 where the number of objects of a plane needs it."""
+        """Return int32, or int64 where the number of objects of a plane needs it; of classes what they need."""
+        operator = next(iter(self.operators.values()))
+        if hasattr(operator, "result_dtype"):
+            return np.dtype(operator.result_dtype(self.source.dtype))
         totals: dict[Plane, int] = defaultdict(int)
         for item, n in self._counts.items():
             totals[item[0], item[1]] += n
         largest = max(totals.values(), default=0)
         return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what labels say of classes: what they are themselves, or that of every object if it is not too much.
+
+        With several planes an id is an object in each of them; then, and where there are many, the table tells.
+        """
+        operator: Any = next(iter(self.operators.values()))
+        if hasattr(operator, "classes"):
+            return class_attributes(operator.classes)
+        n_objects = sum(self._counts.values())
+        if (
+            not getattr(operator, "n_classes", 0)
+            or len(self.operators) > 1
+            or not 0 < n_objects <= MAX_ENTRIES
+        ):
+            return {}
+        return {"properties": object_properties(self.folder, self._counts, operator.class_names)}
 
     def paint(self, writer: ImageWriter) -> int:
         """Paint the labels of every block; return the coarsest level that this has completed."""

@@ -65,10 +65,10 @@ class Pass:
 
     @cached_property
     def stored_dtype(self) -> np.dtype[Any]:
-        """Of what the pass writes; labels are int32 up to two billion objects, and int64 beyond."""
+        """Of what the pass writes, as far as it is known before objects are counted."""
         dtype = self.dtype
         for operator in self.operators:
-            dtype = np.dtype(np.int32) if self.makes_labels else result_dtype(operator, dtype)
+            dtype = result_dtype(operator, dtype)
         return dtype
 
     @property

@@ -21,7 +21,7 @@ from chunkrestore.jobs.tasks import apply_within_memory
 from chunkrestore.ome_zarr.downsampling import downsample_labels, downsample_mean
 from chunkrestore.ome_zarr.layout import level_chunks
 from chunkrestore.ome_zarr.storage import Storage
-from chunkrestore.operators.base import LabelOperator, PilotOperator, Table
+from chunkrestore.operators.base import ObjectOperator, PilotOperator, Table, VoxelOperator
 from chunkrestore.stitch.objects import number_objects
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ class _Probing:
             first = first.resolve(
                 numbers if n == 1 else {name: (value,) * n for name, value in numbers.items()}
             )
-        if isinstance(first, LabelOperator):
+        if isinstance(first, ObjectOperator):
             return self._labels(first)
+        if isinstance(first, VoxelOperator):
+            return self._voxels(first)
         return self._image([first, *others])
 
     def _stage(self, name: str, *, per_plane: int | None = None, n_voxels: int | None = None) -> StageProbe:
@@ -201,7 +203,7 @@ class _Probing:
             self.found.stages.append(stage)
         return stage
 
-    def _labels(self, operator: LabelOperator) -> list[np.ndarray]:
+    def _labels(self, operator: ObjectOperator) -> list[np.ndarray]:
         cold = _seconds(operator.detect, self._channels(self._reads[0], self._blocks[0]), self._blocks[0])
         detect = self._stage("detect", n_voxels=self.work.n_voxels_read)
         paint = self._stage("paint")
@@ -224,6 +226,24 @@ class _Probing:
             seconds = time.perf_counter() - started
             paint.add(seconds + self._store(labels, pyramid), _n_voxels(block.core))
             self.found.table_nbytes.append(sum(map(_table_nbytes, (table, *own))))
+            results.append(labels)
+        return results
+
+    def _voxels(self, operator: VoxelOperator) -> list[np.ndarray]:
+        def compute(block: Block, read: Read) -> np.ndarray:
+            return operator(self._channels(read, block), block)[block.trim]
+
+        cold = _seconds(compute, self._blocks[0], self._reads[0])
+        paint = self._stage("paint", n_voxels=self.work.n_voxels_read)
+        pyramid = self._pyramid_stage("labels_pyramid")
+        results: list[np.ndarray] = []
+        for block, read in zip(self._blocks, self._reads, strict=True):
+            started = time.perf_counter()
+            labels = compute(block, read)
+            seconds = time.perf_counter() - started
+            if not results:
+                self.found.warm_up_seconds = max(cold - seconds, 0.0)
+            paint.add(seconds + self._store(labels, pyramid), _n_voxels(block.read))
             results.append(labels)
         return results
 

@@ -1,8 +1,8 @@
 """What every operator offers, whoever drives it: eager code, the lazy layer or a job.
 
-An *image operator* maps one block to one block; a *label operator* maps a volume to instance labels in steps
-that work on one block each, with tables of its neighbours. Both are frozen dataclasses: parameters in, numbers
-out, no state.
+An *image operator* maps one block to one block; a *label operator* maps a volume to labels: to those of objects in
+steps that work on one block each, with tables of its neighbours, or to classes, voxel by voxel. All are frozen
+dataclasses: parameters in, numbers out, no state.
 
 Nothing that depends on the data is decided inside a block. An operator that needs such a number lists it
 in ``needs``: a float is a percentile of the whole volume and channel, a string is ``"mean"`` or ``"otsu"``.
@@ -103,7 +103,22 @@ def numbers_of(
 
 
 @runtime_checkable
-class LabelOperator(Operator, Protocol):
+class VoxelOperator(Operator, Protocol):
+    """An operator that tells what every voxel belongs to, such as its class: labels that no block has to agree upon."""
+
+    @property
+    def classes(self) -> Mapping[int, str | None]:
+        """Every label but 0, the background, with its name if it has one."""
+
+    def result_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the integer dtype of the labels of an image of `dtype`."""
+
+    def __call__(self, image: Array, block: Block | None = None) -> np.ndarray:
+        """Label one block; arguments and shape of the result are those of an `ImageOperator`."""
+
+
+@runtime_checkable
+class ObjectOperator(Operator, Protocol):
     """An operator whose result is instance labels (0 = background).
 
     It is one of two kinds, which differ in what happens between `detect` and `paint`: objects that compete
@@ -126,7 +141,7 @@ class LabelOperator(Operator, Protocol):
 
 
 @runtime_checkable
-class SettlingOperator(LabelOperator, Protocol):
+class SettlingOperator(ObjectOperator, Protocol):
     """A label operator whose candidates compete, also with those of other blocks."""
 
     def decide(self, table: Table) -> Table:
@@ -152,7 +167,7 @@ class SettlingOperator(LabelOperator, Protocol):
 
 
 @runtime_checkable
-class JoiningOperator(LabelOperator, Protocol):
+class JoiningOperator(ObjectOperator, Protocol):
     """A label operator whose blocks are labelled each for itself; labels of one object are then joined.
 
     Its tables, from `show` if that is needed and otherwise from `detect`, have ``key`` (int64): per local label the
@@ -174,6 +189,10 @@ class JoiningOperator(LabelOperator, Protocol):
 
         The other block finds the same pairs. Tables come without ``runs``.
         """
+
+
+LabelOperator: TypeAlias = ObjectOperator | VoxelOperator
+"""An operator whose result is labels, which go into the ``labels`` group of an image."""
 
 
 def channels_of(operator: Operator) -> int:

@@ -55,6 +55,8 @@ class StarDist(StarDetection):
     suppression
         How overlaps are judged: ``"exact"``, as StarDist's own routine judges every pair; ``"fast"``, by the
         share of common voxels throughout, which decides a few pairs near `nms_thresh` otherwise.
+    class_names
+        Names of the classes that the model tells apart, without background, in the order of ``class_id`` from 1 on.
     depth
         Halo in voxels of what the network sees (zoomed by `scale`), one number or one per axis; None takes the
         network's receptive field, which is also the smallest depth accepted. The size of objects does not matter.
@@ -91,6 +93,7 @@ class StarDist(StarDetection):
     skip_below: float | None = None
     candidate_share: float = 0.25
     suppression: str = "exact"
+    class_names: Sequence[str] | None = None
     normalization: Limits | None = None
     percentiles: tuple[float, float] = (1.0, 99.8)
     depth: int | Sequence[int] | None = None
@@ -112,6 +115,7 @@ class StarDist(StarDetection):
             object.__setattr__(self, name, value)
         if self.suppression not in ("exact", "fast"):
             raise ValueError(f"`suppression` must be 'exact' or 'fast', got {self.suppression!r}")
+        object.__setattr__(self, "class_names", checked_names(self.class_names, self.n_classes))
 
     def describe(self) -> Mapping[str, Any]:
         """Return the parameters and the model's digest."""
@@ -124,6 +128,7 @@ class StarDist(StarDetection):
             "scale": None if self.scale is None else list(self.scale),  # type: ignore[arg-type]
             "skip_below": self.skip_below,
             "suppression": self.suppression,
+            "class_names": None if self.class_names is None else list(self.class_names),
             "normalization": None if self.normalization is None else np.array(self.normalization).tolist(),
             "percentiles": list(self.percentiles),
             "depth": None if self.depth is None else list(self.depth),  # type: ignore[arg-type]
@@ -217,6 +222,15 @@ class StarDist(StarDetection):
     def rays(self) -> Rays:
         """The model's rays, in points of what the network sees."""
         return _rays(self.model, str(self.digest))
+
+
+def checked_names(names: Sequence[str] | None, n_classes: int) -> tuple[str, ...] | None:
+    """Return names of classes; raise `ValueError` unless there is one for each."""
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) != n_classes or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"`class_names` {names!r} must be {n_classes} names, without one for the background")
+    return tuple(names)
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from chunkrestore.backend import to_numpy
 from chunkrestore.grid import Block, Halo
-from chunkrestore.operators.base import Array, LabelOperator, Operator
+from chunkrestore.operators.base import Array, LabelOperator, ObjectOperator, Operator
 from chunkrestore.statistics import ACCEPTED_DTYPES, NonFiniteError
 
 
@@ -211,6 +211,11 @@ def only_copies(operators: Sequence[Operator]) -> bool:
 
 
 def result_dtype(operator: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of an image operator's result for an image of `dtype`: float32 unless it says otherwise."""
+    """Return the dtype of an operator's result for an image of `dtype`.
+
+    Unless it says otherwise, float32, or for objects int32 (int64 where there are more than two billion).
+    """
     of_result = getattr(operator, "result_dtype", None)
-    return np.dtype(np.float32) if of_result is None else of_result(dtype)
+    if of_result is not None:
+        return np.dtype(of_result(dtype))
+    return np.dtype(np.int32 if isinstance(operator, ObjectOperator) else np.float32)

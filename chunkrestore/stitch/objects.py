@@ -13,7 +13,7 @@ import numpy as np
 from chunkrestore.grid import BlockGrid
 from chunkrestore.operators.base import (
     JoiningOperator,
-    LabelOperator,
+    ObjectOperator,
     SettlingOperator,
     Table,
     concatenate,
@@ -45,7 +45,7 @@ class Objects:
         return [self.tables[i] for i in near if i in self.tables and len(self.tables[i]["ids"])]
 
 
-def number_objects(operator: LabelOperator, grid: BlockGrid, detected: Mapping[Index, Table]) -> Objects:
+def number_objects(operator: ObjectOperator, grid: BlockGrid, detected: Mapping[Index, Table]) -> Objects:
     """Settle or join what was detected in the blocks of a volume, and number it by position.
 
     Parameters
