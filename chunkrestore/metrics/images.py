@@ -1,15 +1,13 @@
-"""Metrics of images: noise ratio, structure, resolution, and what tiling changed."""
+"""Metrics of images in memory: noise ratio, structure, and what tiling changed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
 
 from chunkrestore.grid import BlockGrid
 
@@ -81,83 +79,6 @@ def ssim(truth: npt.ArrayLike, image: npt.ArrayLike, *, data_range: float | None
     from skimage.metrics import structural_similarity
 
     return float(structural_similarity(truth, image, data_range=_data_range(truth, data_range)))
-
-
-@dataclass(frozen=True)
-class ShellCorrelation:
-    """Correlation of two images per shell (3-D) or ring (2-D) of spatial frequency."""
-
-    frequency: npt.NDArray[np.float64]
-    """Mean frequency of each shell in cycles per micrometre; rises."""
-    correlation: npt.NDArray[np.float64]
-    """Real part of the normalised cross-correlation of each shell, -1 to 1."""
-
-    def resolution_um(self, threshold: float = 1 / 7) -> float:
-        """Return the period, in micrometres, at which the correlation first falls below `threshold`.
-
-        Linear between shells. When it never does, the period of the highest shell: the images resolve
-        whatever the sampling can carry. When it does so at once, infinity.
-        """
-        below = np.flatnonzero(self.correlation < threshold)
-        if len(below) == 0:
-            return float(1 / self.frequency[-1])
-        i = int(below[0])
-        if i == 0:
-            return math.inf
-        (f0, f1), (c0, c1) = self.frequency[i - 1 : i + 1], self.correlation[i - 1 : i + 1]
-        return float(1 / (f0 + (f1 - f0) * (c0 - threshold) / (c0 - c1)))
-
-
-def fsc(first: npt.ArrayLike, second: npt.ArrayLike, *, voxel_size: Sequence[float]) -> ShellCorrelation:
-    """Return the Fourier shell correlation of two images of one object with independent noise.
-
-    For 2-D images it is the Fourier ring correlation.
-
-    Parameters
-    ----------
-    first, second
-        Images of the same shape, 2-D or 3-D. Their means are removed and a Hann window applied.
-    voxel_size
-        Micrometres per voxel and axis. Shells are spheres in physical frequency, as far as the coarsest
-        axis reaches.
-
-    Returns
-    -------
-    ShellCorrelation
-        Without the shell at frequency zero.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, an axis is shorter than 8 voxels, an image is constant, or a voxel size is not
-        positive or not given per axis.
-
-    References
-    ----------
-    Nieuwenhuizen et al. 2013, doi 10.1038/nmeth.2448 (the threshold 1/7).
-    """
-    first, second = _same_shape(first, second, "first", "second")
-    if len(voxel_size) != first.ndim or min(voxel_size) <= 0:
-        raise ValueError(
-            f"`voxel_size` {tuple(voxel_size)} must be one positive number per axis of {first.shape}"
-        )
-    if min(first.shape) < 8:
-        raise ValueError(f"`first` of shape {first.shape} must have at least 8 voxels on every axis")
-    frequency, weight = _half_spectrum_frequency(first.shape, voxel_size)
-    step = max(1 / (n * d) for n, d in zip(first.shape, voxel_size, strict=True))
-    n_shells = int(min(0.5 / d for d in voxel_size) / step + 1e-9)
-    shell = np.rint(frequency / step).astype(np.intp).ravel()
-
-    def per_shell(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        sums = np.bincount(shell, (values * weight).ravel())[1 : n_shells + 1]
-        return np.asarray(sums, dtype=np.float64)
-
-    a, b = (_windowed_spectrum(image) for image in (first, second))
-    power = per_shell(np.abs(a) ** 2) * per_shell(np.abs(b) ** 2)
-    if not (power > 0).all():
-        raise ValueError("`first` and `second` must not be constant: a shell holds no signal at all")
-    count = per_shell(np.ones_like(frequency))
-    return ShellCorrelation(per_shell(frequency) / count, per_shell((a * b.conj()).real) / np.sqrt(power))
 
 
 @dataclass(frozen=True)
@@ -260,25 +181,3 @@ def _closest_affine(
     variance = float(np.mean(np.square(centred)))
     slope = float(np.mean(centred * (truth - truth.mean()))) / variance if variance else 0.0
     return np.asarray(slope * centred + truth.mean(), dtype=np.float64)
-
-
-def _windowed_spectrum(image: npt.NDArray[np.float64]) -> npt.NDArray[np.complex128]:
-    windowed = image - image.mean()
-    for axis, n in enumerate(image.shape):
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n)
-        windowed = windowed * window.reshape([-1 if a == axis else 1 for a in range(image.ndim)])
-    return np.asarray(fft.rfftn(windowed))
-
-
-def _half_spectrum_frequency(
-    shape: Sequence[int], voxel_size: Sequence[float]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the physical frequency of each entry of a real transform, and how many entries it stands for."""
-    axes = [fft.fftfreq(n, d) for n, d in zip(shape[:-1], voxel_size[:-1], strict=True)]
-    axes.append(fft.rfftfreq(shape[-1], voxel_size[-1]))
-    frequency = np.sqrt(sum(np.square(f) for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
-    weight = np.full(shape[-1] // 2 + 1, 2.0)
-    weight[0] = 1.0
-    if shape[-1] % 2 == 0:
-        weight[-1] = 1.0
-    return np.asarray(frequency, dtype=np.float64), np.broadcast_to(weight, frequency.shape)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
+
+from chunkrestore.metrics.contingency import Contingency, count_overlaps
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Overlaps at which instances are matched by default."""
+_DENSE = 200
+"""Rows up to which a matrix of all pairs is faster than a sparse one."""
+_VOLUMES_AT = 0.5
+"""Overlap of the pairs whose volumes are compared."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class InstanceScore:
     """Predicted instances that match a true one."""
     mean_matched_iou: float
     """Mean intersection over union of the matched pairs; 0 when there are none."""
+    iou: float = 0.5
+    """Least overlap of a pair."""
 
     @property
     def fp(self) -> int:
@@ -50,11 +61,98 @@ class InstanceScore:
         total = self.n_true + self.n_pred
         return 2 * self.tp / total if total else 1.0
 
+    @property
+    def accuracy(self) -> float:
+        """``tp / (tp + fp + fn)``; 1 when there is nothing to find and nothing is found."""
+        total = self.n_true + self.n_pred - self.tp
+        return self.tp / total if total else 1.0
+
+    @property
+    def panoptic_quality(self) -> float:
+        """F1 times the mean overlap of the pairs (Kirillov et al. 2019); 1 as for `f1`."""
+        return self.f1 * self.mean_matched_iou if self.n_true + self.n_pred else 1.0
+
+    @property
+    def mean_true_iou(self) -> float:
+        """Overlap of the true instances with their partners, 0 for those without, averaged; 1 when there are none."""
+        return self.tp * self.mean_matched_iou / self.n_true if self.n_true else 1.0
+
+    def describe(self) -> dict[str, float]:
+        """Return all numbers."""
+        derived = ("fp", "fn", "precision", "recall", "f1", "accuracy", "panoptic_quality", "mean_true_iou")
+        return {**vars(self), **{name: getattr(self, name) for name in derived}}
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How well a segmentation matches the true one."""
+
+    at: tuple[InstanceScore, ...]
+    """One per overlap threshold, rising."""
+    n_split: int
+    """True instances that hold more than half of each of two or more predicted ones."""
+    n_merged: int
+    """Predicted instances that hold more than half of each of two or more true ones."""
+    volume_error: float
+    """Median of predicted over true volume, minus 1, of the pairs matched at 0.5; NaN if there are none."""
+    absolute_volume_error: float
+    """Median of its absolute value."""
+
+    @property
+    def n_true(self) -> int:
+        """Number of true instances."""
+        return self.at[0].n_true
+
+    @property
+    def n_pred(self) -> int:
+        """Number of predicted instances."""
+        return self.at[0].n_pred
+
+    @property
+    def mean_f1(self) -> float:
+        """F1, averaged over the thresholds."""
+        return sum(score.f1 for score in self.at) / len(self.at)
+
+    def describe(self) -> dict[str, Any]:
+        """Return JSON-compatible values."""
+        numbers = {name: getattr(self, name) for name in ("n_true", "n_pred", "mean_f1")}
+        return {**vars(self), "at": [score.describe() for score in self.at], **numbers}
+
+
+def described_labels(values: Mapping[str, Any]) -> LabelScore:
+    """Return the score that `LabelScore.describe` has described."""
+    own = ("n_true", "n_pred", "tp", "mean_matched_iou", "iou")
+    at = tuple(InstanceScore(**{name: score[name] for name in own}) for score in values["at"])
+    rest = ("n_split", "n_merged", "volume_error", "absolute_volume_error")
+    return LabelScore(at, **{name: values[name] for name in rest})
+
+
+def score_contingency(table: Contingency, iou: Sequence[float] = THRESHOLDS) -> LabelScore:
+    """Return how well the second volume of a contingency table matches the first, which is the truth.
+
+    Raises
+    ------
+    ValueError
+        If there is no threshold, or one lies outside (0, 1].
+    """
+    if not iou or not all(0 < threshold <= 1 for threshold in iou):
+        raise ValueError(f"`iou` must lie in (0, 1], got {iou if len(iou) != 1 else iou[0]}")
+    pairs = best_pairs(table, _VOLUMES_AT)
+    error = table.size_second[table.column[pairs]] / table.size_first[table.row[pairs]] - 1
+    return LabelScore(
+        tuple(_matched(table, threshold) for threshold in sorted(iou)),
+        table.n_split,
+        table.n_merged,
+        float(np.median(error)) if len(error) else np.nan,
+        float(np.median(np.abs(error))) if len(error) else np.nan,
+    )
+
 
 def match_instances(truth: npt.ArrayLike, labels: npt.ArrayLike, *, iou: float = 0.5) -> InstanceScore:
     """Match instances one to one: as many pairs as possible with an overlap of at least `iou`.
 
-    Among the largest sets of pairs the one with the largest total overlap counts.
+    Among the largest sets of pairs the one with the largest total overlap counts, for which objects that are left
+    over may be paired below `iou`: `stardist.matching` decides in the same way.
 
     Parameters
     ----------
@@ -77,11 +175,7 @@ def match_instances(truth: npt.ArrayLike, labels: npt.ArrayLike, *, iou: float =
     """
     if not 0 < iou <= 1:
         raise ValueError(f"`iou` must lie in (0, 1], got {iou}")
-    table = _Overlaps.of(truth, labels, "truth", "labels")
-    scores = table.iou[_best_pairs(table, iou)]
-    return InstanceScore(
-        len(table.first), len(table.second), len(scores), float(scores.mean()) if len(scores) else 0.0
-    )
+    return _matched(_contingency(truth, labels), iou)
 
 
 @dataclass(frozen=True)
@@ -123,7 +217,7 @@ def same_instances(first: npt.ArrayLike, second: npt.ArrayLike) -> InstanceDiffe
     TypeError
         If an array does not hold integers.
     """
-    table = _Overlaps.of(first, second, "first", "second")
+    table = _contingency(first, second)
     # More than half of the union: then no instance can have two partners.
     paired = table.iou > 0.5
     background = table.n_voxels - int(table.size_first.sum() + table.size_second.sum() - table.shared.sum())
@@ -133,84 +227,99 @@ def same_instances(first: npt.ArrayLike, second: npt.ArrayLike) -> InstanceDiffe
     )
 
 
-@dataclass(frozen=True)
-class _Overlaps:
-    """Which instances of two label volumes share voxels: a sparse contingency table."""
+def best_pairs(table: Contingency, threshold: float) -> npt.NDArray[np.intp]:
+    """Return the pairs (positions in ``table.row``) of the best one-to-one matching that reach `threshold`.
 
-    first: npt.NDArray[Any]
-    second: npt.NDArray[Any]
-    """Ids, ascending, without background."""
-    size_first: npt.NDArray[np.int64]
-    size_second: npt.NDArray[np.int64]
-    """Voxels of each instance."""
-    row: npt.NDArray[np.intp]
-    column: npt.NDArray[np.intp]
-    """Per overlapping pair: positions in `first` and `second`."""
-    shared: npt.NDArray[np.int64]
-    """Per overlapping pair: voxels in common."""
-    n_voxels: int
+    Best is: most pairs that reach it; then, the largest sum of overlaps, pairs of what is left over included.
 
-    @classmethod
-    def of(cls, first: npt.ArrayLike, second: npt.ArrayLike, name_first: str, name_second: str) -> _Overlaps:
-        first, second = np.asarray(first), np.asarray(second)
-        for array, name in ((first, name_first), (second, name_second)):
-            if array.dtype.kind not in "iu":
-                raise TypeError(f"`{name}` must hold integer label ids, got dtype {array.dtype}")
-        if first.shape != second.shape:
-            raise ValueError(
-                f"`{name_first}` {first.shape} and `{name_second}` {second.shape} must have one shape"
-            )
-        ids_first, size_first = _instances(first)
-        ids_second, size_second = _instances(second)
-        both = (first != 0) & (second != 0)
-        row, column = np.searchsorted(ids_first, first[both]), np.searchsorted(ids_second, second[both])
-        pairs, shared = np.unique(row * np.int64(max(len(ids_second), 1)) + column, return_counts=True)
-        row, column = np.divmod(pairs, max(len(ids_second), 1))
-        return cls(ids_first, ids_second, size_first, size_second, row, column, shared, first.size)
-
-    @property
-    def iou(self) -> npt.NDArray[np.float64]:
-        """Per overlapping pair: intersection over union."""
-        union = self.size_first[self.row] + self.size_second[self.column] - self.shared
-        return np.asarray(self.shared / union, dtype=np.float64)
-
-
-def _instances(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    ids, sizes = np.unique(labels[labels != 0], return_counts=True)
-    return ids, sizes.astype(np.int64)
-
-
-def _best_pairs(table: _Overlaps, threshold: float) -> npt.NDArray[np.intp]:
-    """Return the pairs of the best one-to-one matching among those that reach `threshold`."""
+    Notes
+    -----
+    A pair that reaches the threshold and shares no object with another such pair is in every largest matching.
+    What remains without these falls into small groups, each of which is an assignment problem of its own.
+    """
     iou = table.iou
-    pairs = np.flatnonzero(iou >= threshold)
+    strong = iou >= threshold
+    of_row = np.bincount(table.row[strong], minlength=len(table.first))
+    of_column = np.bincount(table.column[strong], minlength=len(table.second))
+    alone = strong & (of_row[table.row] == 1) & (of_column[table.column] == 1)
+    taken_row, taken_column = np.zeros(len(table.first), bool), np.zeros(len(table.second), bool)
+    taken_row[table.row[alone]] = True
+    taken_column[table.column[alone]] = True
+    left = np.flatnonzero(~taken_row[table.row] & ~taken_column[table.column])
+    groups = _connected(table, left, strong) if strong[left].any() else []
+    chosen = [_assign(table.row[g], table.column[g], iou[g], strong[g], g) for g in groups]
+    return np.sort(np.concatenate([np.flatnonzero(alone), *chosen]))
+
+
+def _contingency(first: npt.ArrayLike, second: npt.ArrayLike) -> Contingency:
+    return Contingency.of(count_overlaps(np.asarray(first), np.asarray(second)))
+
+
+def _matched(table: Contingency, threshold: float) -> InstanceScore:
+    scores = table.iou[best_pairs(table, threshold)]
+    mean = float(scores.mean()) if len(scores) else 0.0
+    return InstanceScore(len(table.first), len(table.second), len(scores), mean, float(threshold))
+
+
+def _connected(
+    table: Contingency, pairs: npt.NDArray[np.intp], strong: npt.NDArray[np.bool_]
+) -> Iterable[npt.NDArray[np.intp]]:
+    """Return those groups of `pairs` connected by shared objects that have a strong one."""
     n_first, n_second = len(table.first), len(table.second)
     row, column = table.row[pairs], table.column[pairs]
     graph = sparse.coo_array((np.ones(len(pairs)), (row, column + n_first)), shape=(n_first + n_second,) * 2)
     _, component = sparse.csgraph.connected_components(graph, directed=False)
-    # A component is solved on its own; nearly all of them are a single pair.
-    by_component = np.argsort(component[row], kind="stable")
-    borders = np.flatnonzero(np.diff(component[row][by_component])) + 1
-    groups: Iterable[npt.NDArray[np.intp]] = np.split(pairs[by_component], borders)
-    return np.concatenate(
-        [_assign(table.row[group], table.column[group], iou[group], group) for group in groups]
-    )
+    of_pair = component[row]
+    wanted = np.isin(of_pair, of_pair[strong[pairs]])
+    pairs, of_pair = pairs[wanted], of_pair[wanted]
+    order = np.argsort(of_pair, kind="stable")
+    borders = np.flatnonzero(np.diff(of_pair[order])) + 1
+    return np.split(pairs[order], borders)
 
 
 def _assign(
     row: npt.NDArray[np.intp],
     column: npt.NDArray[np.intp],
     iou: npt.NDArray[np.float64],
+    strong: npt.NDArray[np.bool_],
     pairs: npt.NDArray[np.intp],
 ) -> npt.NDArray[np.intp]:
-    """Return those of `pairs` that make most matches, and among these the largest sum of overlaps."""
-    if len(pairs) < 2:
-        return pairs
+    """Return those of `pairs` that are strong and in the best matching."""
     rows, r = np.unique(row, return_inverse=True)
     columns, c = np.unique(column, return_inverse=True)
-    gain = np.zeros((len(rows), len(columns)))
-    # One more match outweighs any gain in overlap, which is below 1 per match.
-    gain[r, c] = min(gain.shape) + iou
-    chosen = np.zeros(gain.shape, dtype=np.bool_)
-    chosen[optimize.linear_sum_assignment(gain, maximize=True)] = True
-    return pairs[chosen[r, c]]
+    # One more strong pair outweighs any gain in overlap, which is at most 1 per pair.
+    gain = strong * (min(len(rows), len(columns)) + 1.0) + iou
+    solve = _assign_dense if len(rows) <= _DENSE else _assign_sparse
+    chosen = solve(r, c, gain, (len(rows), len(columns)))
+    return pairs[chosen & strong]
+
+
+def _assign_dense(
+    r: npt.NDArray[np.intp], c: npt.NDArray[np.intp], gain: npt.NDArray[np.float64], shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Return which of the pairs are in the assignment of largest gain."""
+    gains = np.zeros(shape)
+    gains[r, c] = gain
+    chosen = np.zeros(shape, dtype=np.bool_)
+    chosen[optimize.linear_sum_assignment(gains, maximize=True)] = True
+    return chosen[r, c]
+
+
+def _assign_sparse(
+    r: npt.NDArray[np.intp], c: npt.NDArray[np.intp], gain: npt.NDArray[np.float64], shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Do the same where a matrix of all pairs would be large: every row may stay alone, with a column of its own."""
+    n = shape[0]
+    own = np.arange(n)
+    # Every row is assigned once, so that 1 more everywhere changes nothing but that no weight is 0.
+    weights = sparse.csr_array(
+        (
+            np.concatenate([gain + 1, np.ones(n)]),
+            (np.concatenate([r, own]), np.concatenate([c, own + shape[1]])),
+        ),
+        shape=(n, shape[1] + n),
+    )
+    partner = np.full(n, -1)
+    rows, columns = sparse.csgraph.min_weight_full_bipartite_matching(weights, maximize=True)
+    partner[rows] = columns
+    return np.asarray(partner[r] == c)
