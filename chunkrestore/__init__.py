@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from chunkrestore.api import deconvolve, merge_labels, percentiles, restore, segment
+    from chunkrestore.api import apply, classify, deconvolve, merge_labels, percentiles, restore, segment
+    from chunkrestore.comparison import compare
     from chunkrestore.jobs.convert import convert
     from chunkrestore.jobs.fields import resume_fields, run_fields
     from chunkrestore.jobs.measure import measure
     from chunkrestore.jobs.prepare import estimate, plan
     from chunkrestore.jobs.pyramids import build_pyramid
     from chunkrestore.jobs.run import resume, run
+    from chunkrestore.jobs.score import score
     from chunkrestore.jobs.status import status
     from chunkrestore.jobs.verify import verify
+    from chunkrestore.lazy_resampled import resample
     from chunkrestore.ome_zarr import (
         export_tiff,
         open_collection,
@@ -29,20 +32,27 @@ if TYPE_CHECKING:
         write_image,
         write_labels,
     )
+    from chunkrestore.operators.axial import IsotropicCare, UpsamplingCare
     from chunkrestore.operators.care import Care
     from chunkrestore.operators.gradient_consensus import GradientConsensus
     from chunkrestore.operators.labeller import Labeller
     from chunkrestore.operators.richardson_lucy import RichardsonLucy
+    from chunkrestore.operators.semantic import ClassProbability, Semantic, StarDistClasses
+    from chunkrestore.operators.smoothing import DifferenceOfGaussians, Gaussian, Median, TopHat
     from chunkrestore.operators.stardist import StarDist
     from chunkrestore.operators.storing import AsType
-    from chunkrestore.operators.threshold import Threshold
+    from chunkrestore.operators.threshold import LocalThreshold, Threshold
     from chunkrestore.operators.unmatched import UnmatchedRichardsonLucy
+    from chunkrestore.operators.watershed import Watershed
     from chunkrestore.operators.wiener import Wiener
     from chunkrestore.psf.varying import PsfField
     from chunkrestore.viewer import view
 
 _HOME = {
+    "apply": "chunkrestore.api",
+    "classify": "chunkrestore.api",
     "deconvolve": "chunkrestore.api",
+    "resample": "chunkrestore.lazy_resampled",
     "restore": "chunkrestore.api",
     "segment": "chunkrestore.api",
     "percentiles": "chunkrestore.api",
@@ -56,6 +66,8 @@ _HOME = {
     "convert": "chunkrestore.jobs.convert",
     "build_pyramid": "chunkrestore.jobs.pyramids",
     "measure": "chunkrestore.jobs.measure",
+    "score": "chunkrestore.jobs.score",
+    "compare": "chunkrestore.comparison",
     "view": "chunkrestore.viewer",
     "status": "chunkrestore.jobs.status",
     "verify": "chunkrestore.jobs.verify",
@@ -72,23 +84,48 @@ _HOME = {
     "Wiener": "chunkrestore.operators.wiener",
     "PsfField": "chunkrestore.psf.varying",
     "Care": "chunkrestore.operators.care",
+    "IsotropicCare": "chunkrestore.operators.axial",
+    "UpsamplingCare": "chunkrestore.operators.axial",
+    "Gaussian": "chunkrestore.operators.smoothing",
+    "DifferenceOfGaussians": "chunkrestore.operators.smoothing",
+    "Median": "chunkrestore.operators.smoothing",
+    "TopHat": "chunkrestore.operators.smoothing",
     "Labeller": "chunkrestore.operators.labeller",
+    "Semantic": "chunkrestore.operators.semantic",
+    "ClassProbability": "chunkrestore.operators.semantic",
     "StarDist": "chunkrestore.operators.stardist",
+    "StarDistClasses": "chunkrestore.operators.semantic",
     "Threshold": "chunkrestore.operators.threshold",
+    "LocalThreshold": "chunkrestore.operators.threshold",
+    "Watershed": "chunkrestore.operators.watershed",
 }
 
 __all__ = [
     "AsType",
     "Care",
+    "ClassProbability",
+    "DifferenceOfGaussians",
+    "Gaussian",
     "GradientConsensus",
+    "IsotropicCare",
     "Labeller",
+    "LocalThreshold",
+    "Median",
     "PsfField",
     "RichardsonLucy",
+    "Semantic",
     "StarDist",
+    "StarDistClasses",
     "Threshold",
+    "TopHat",
     "UnmatchedRichardsonLucy",
+    "UpsamplingCare",
+    "Watershed",
     "Wiener",
+    "apply",
     "build_pyramid",
+    "classify",
+    "compare",
     "convert",
     "deconvolve",
     "estimate",
@@ -100,11 +137,13 @@ __all__ = [
     "open_source",
     "percentiles",
     "plan",
+    "resample",
     "restore",
     "resume",
     "resume_fields",
     "run",
     "run_fields",
+    "score",
     "segment",
     "status",
     "verify",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -80,6 +80,9 @@ def restore(
     model: Any,
     *,
     normalization: tuple[float, float] | None = None,
+    output: Literal["mean", "scale"] = "mean",
+    upsample: float | None = None,
+    isotropic: float | None = None,
     axes: str | None = None,
 ) -> Any:
     """Restore an image with a trained CARE network.
@@ -93,17 +96,31 @@ def restore(
     normalization
         Input intensities that the network sees as 0 and 1; None takes the 2nd and the 99.8th percentile of
         each whole volume, CSBDeep's own default.
+    output
+        ``"scale"`` returns the scale of the distribution that a probabilistic model predicts for every voxel, and not
+        its mean.
+    upsample
+        Planes per plane that are interpolated before a 3-D network restores the volume, as CSBDeep's UpsamplingCARE
+        does.
+    isotropic
+        Planes per plane that are interpolated before a 2-D network restores all sections along z, as CSBDeep's
+        IsotropicCARE does.
     axes
         As for `deconvolve`.
 
     Returns
     -------
     dask.array.Array or numpy.ndarray
-        float32, same shape (and chunks), in input intensities.
+        float32, in input intensities; same shape and chunks, but ``round(n * factor)`` planes with `upsample` or
+        `isotropic`.
     """
-    from chunkrestore.operators.care import Care
+    from chunkrestore.operators.axial import care_of
 
-    return _apply(Care(model, normalization=normalization), image, axes)
+    return _apply(
+        care_of(model, upsample=upsample, isotropic=isotropic, normalization=normalization, output=output),
+        image,
+        axes,
+    )
 
 
 def segment(
@@ -150,6 +167,77 @@ def segment(
     )
     if axes is not None and axes.endswith("c") and len(axes) == image.ndim:
         axes, image = _channels_first(axes, image)
+    return _apply(operator, image, axes)
+
+
+def classify(
+    image: da.Array | np.ndarray,
+    model: Any,
+    *,
+    by: Literal["objects", "voxels"] | None = None,
+    normalization: tuple[float, float] | tuple[tuple[float, float], ...] | None = None,
+    axes: str | None = None,
+    **parameters: Any,
+) -> Any:
+    """Tell the class of every voxel.
+
+    Parameters
+    ----------
+    image
+        As for `segment`.
+    model
+        A Keras model that predicts probabilities of classes per voxel, in a file (``.keras``, ``.h5``), or a StarDist
+        model that knows classes.
+    by
+        For StarDist models: ``"objects"``, the default, gives every voxel of an object the object's class;
+        ``"voxels"`` takes the probabilities that the network predicts for each voxel.
+    normalization
+        As for `segment`.
+    axes
+        As for `segment`.
+    parameters
+        Further parameters of `chunkrestore.operators.semantic.Semantic` or
+        `chunkrestore.operators.semantic.StarDistClasses`, such as ``threshold``, ``depth`` or ``prob_thresh``.
+
+    Returns
+    -------
+    dask.array.Array or numpy.ndarray
+        uint8 classes, same shape (and chunks) but for channels that the network takes together; 0 is background. The
+        same, voxel by voxel, as the network's prediction of the whole volume.
+    """
+    from chunkrestore.operators.semantic import classifier
+
+    operator = classifier(model, by=by, normalization=normalization, **parameters)
+    if axes is not None and axes.endswith("c") and len(axes) == image.ndim:
+        axes, image = _channels_first(axes, image)
+    return _apply(operator, image, axes)
+
+
+def apply(
+    operator: ImageOperator | LabelOperator, image: da.Array | np.ndarray, *, axes: str | None = None
+) -> Any:
+    """Apply an operator, such as a filter or a watershed, to an array.
+
+    Parameters
+    ----------
+    operator
+        Such as ``chunkrestore.Gaussian(1.5)`` or ``chunkrestore.Watershed()``.
+    image
+        As for `deconvolve`.
+    axes
+        As for `deconvolve`; every time point and channel is a volume of its own.
+
+    Returns
+    -------
+    dask.array.Array or numpy.ndarray
+        Float32 of an image operator, int32 of a label operator, same shape (and chunks) unless the operator says
+        otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the operator cannot process such an image; nothing was computed then.
+    """
     return _apply(operator, image, axes)
 
 
@@ -278,7 +366,7 @@ def _apply(operator: ImageOperator | LabelOperator, image: Any, axes: str | None
         image, lead = namespace(image).moveaxis(image, axis, -1), lead[:axis]
     planes = image.reshape((-1, *image.shape[len(lead) :]))
     results = [operator(planes[i]) for i in range(planes.shape[0])]
-    return namespace(results[0]).stack(results).reshape((*lead, *spatial))
+    return namespace(results[0]).stack(results).reshape((*lead, *results[0].shape))
 
 
 def _channels_first(axes: str, image: Any) -> tuple[str, Any]:

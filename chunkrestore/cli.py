@@ -15,13 +15,30 @@ from typing import Any
 import click
 
 from chunkrestore import __version__
+from chunkrestore.cli_classical import (
+    CLASSICAL_OPTIONS,
+    refuse_classical,
+    segmenter_of,
+    smoothing_of,
+    take_classical,
+)
+from chunkrestore.cli_compare import COMMANDS as COMPARE_COMMANDS
 from chunkrestore.cli_jobs import CLUSTER_OPTIONS
 from chunkrestore.cli_jobs import COMMANDS as JOB_COMMANDS
 from chunkrestore.cli_options import DTYPE_OPTIONS, JOB_OPTIONS, RUN_OPTIONS, Numbers, with_options
 from chunkrestore.cli_psf import psf as psf_commands
-from chunkrestore.cli_running import chosen_dtype, estimate_of, first_image, plan_of, run_job
+from chunkrestore.cli_running import (
+    chosen_dtype,
+    chosen_factor,
+    estimate_of,
+    first_image,
+    plan_of,
+    run_job,
+)
+from chunkrestore.cli_simulate import COMMANDS as SIMULATE_COMMANDS
 from chunkrestore.cli_store import COMMANDS as STORE_COMMANDS
 from chunkrestore.cli_text import say
+from chunkrestore.cli_train import train as train_commands
 
 INTERRUPTED = 75
 """Exit status of a job that can be resumed (EX_TEMPFAIL)."""
@@ -125,13 +142,32 @@ def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) 
     "--normalization", nargs=2, type=float, help="Intensities seen as 0 and 1; default percentiles 2, 99.8."
 )
 @with_options(_NETWORK_OPTIONS)
+@click.option(
+    "--isotropic",
+    metavar="FACTOR",
+    help="Make the volume isotropic with a 2-D network: planes per plane, or auto for the ratio of voxel lengths.",
+)
+@click.option(
+    "--upsample",
+    metavar="FACTOR",
+    help="Make planes between planes with a 3-D network: planes per plane, or auto.",
+)
+@click.option(
+    "--output",
+    "predicted",
+    type=click.Choice(["mean", "scale"]),
+    default="mean",
+    show_default=True,
+    help="Of a probabilistic model: the image, or the scale of its error.",
+)
 @with_options((*DTYPE_OPTIONS, *JOB_OPTIONS))
-def restore(source: str, output: str, model: str, **options: Any) -> None:
+def restore(source: str, output: str, model: str, predicted: str, **options: Any) -> None:
     """Restore an image with a CARE network."""
-    from chunkrestore.operators.care import Care
+    from chunkrestore.operators.axial import care_of
 
-    care = {key: options.pop(key) for key in ("normalization", "precision")}
-    run_job([Care(model, **care), *chosen_dtype(options)], source, output, options)
+    care = {key: options.pop(key) for key in ("normalization", "precision")} | {"output": predicted}
+    factors = {key: chosen_factor(options.pop(key), source, options) for key in ("isotropic", "upsample")}
+    run_job([care_of(model, **factors, **care), *chosen_dtype(options)], source, output, options)
 
 
 @cli.command()
@@ -139,11 +175,13 @@ def restore(source: str, output: str, model: str, **options: Any) -> None:
 @click.argument("output", metavar="[OUT]", required=False)
 @click.option(
     "--method",
-    type=click.Choice(["stardist", "threshold", "function"]),
+    type=click.Choice(["stardist", "semantic", "threshold", "watershed", "function"]),
     default="stardist",
     show_default=True,
 )
-@click.option("--model", help="Folder of a StarDist model, or stardist3d-demo.")
+@click.option(
+    "--model", help="Folder of a StarDist model, or stardist3d-demo; for semantic also a .keras file."
+)
 @click.option("--name", "label_name", default="labels", show_default=True, help="Name of the labels.")
 @click.option("--prob-thresh", type=float, help="Object probability; default the model's own.")
 @click.option("--nms-thresh", type=float, help="Allowed overlap; default the model's own.")
@@ -165,7 +203,7 @@ def restore(source: str, output: str, model: str, **options: Any) -> None:
     type=click.Choice(["table", "shapes"]),
     help="Write a table of the objects (Parquet), or their shapes as well.",
 )
-@click.option("--value", type=float, help="Threshold, for --method threshold; default Otsu's.")
+@with_options(CLASSICAL_OPTIONS)
 @click.option("--function", help="package.module:name, for --method function: labels what a block reads.")
 @click.option(
     "--merge",
@@ -175,33 +213,49 @@ def restore(source: str, output: str, model: str, **options: Any) -> None:
     help="When labels of two blocks are one object, for --method function.",
 )
 @click.option("--merge-threshold", type=float, default=0.5, show_default=True, help="For --merge iou.")
+@click.option("--class-name", "class_names", multiple=True, help="Name of a class, from 1 on. Repeatable.")
+@click.option(
+    "--classes-of",
+    type=click.Choice(["objects", "voxels"]),
+    help="What has a class, for --method semantic; default objects with a StarDist model.",
+)
+@click.option("--class-threshold", type=float, help="Of a network with one channel; default 0.5.")
 @with_options(JOB_OPTIONS)
 def segment(source: str, output: str | None, method: str, model: str | None, **options: Any) -> None:
     """Segment objects and write labels into OUT, or into IN itself."""
     from chunkrestore.operators.base import Operator
 
     stardist = {key: options.pop(key) for key in _STARDIST_PARAMETERS}
-    value, function = options.pop("value"), options.pop("function")
+    stardist["class_names"] = options.pop("class_names") or None
+    semantic = {"by": options.pop("classes_of"), "threshold": options.pop("class_threshold")}
+    classical, function = take_classical(options), options.pop("function")
+    smoothing = smoothing_of(classical, source, options)
     merging = {"by": options.pop("merge"), "threshold": options.pop("merge_threshold")}
     operator: Operator
-    if method == "threshold":
-        from chunkrestore.operators.threshold import Threshold
-
-        operator = Threshold(value)
-    elif method == "function":
+    if method in ("threshold", "watershed"):
+        run_job([*smoothing, segmenter_of(method, classical)], source, output or source, options)
+        return
+    refuse_classical(method, classical)
+    if method == "function":
         if function is None:
             raise ValueError("`--function` is missing; give the name of a function, package.module:name")
         from chunkrestore.operators.labeller import Labeller
 
         depth, normalization = options.pop("depth") or 0, stardist["normalization"]
         operator = Labeller(function, depth=depth, normalization=normalization, **merging)
+    elif model is None:
+        raise ValueError("`--model` is missing; give the folder of a StarDist model, or stardist3d-demo")
+    elif method == "semantic":
+        from chunkrestore.operators.semantic import classifier
+
+        if stardist["suppression"] == "exact":  # the default, which is for objects alone
+            del stardist["suppression"]
+        operator = classifier(model, **stardist, **semantic)
     else:
-        if model is None:
-            raise ValueError("`--model` is missing; give the folder of a StarDist model, or stardist3d-demo")
         from chunkrestore.operators.stardist import StarDist
 
         operator = StarDist(model, **stardist)
-    run_job([operator], source, output or source, options)
+    run_job([*smoothing, operator], source, output or source, options)
 
 
 @cli.command()
@@ -240,19 +294,6 @@ def plan(pipeline: str, as_json: bool, probe: int | None, **options: Any) -> Non
 
 @cli.command()
 @click.argument("output", metavar="OUT")
-@click.option("--shape", type=Numbers(), default="96,192,192", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-def simulate(output: str, shape: tuple[int, ...], seed: int, overwrite: bool) -> None:
-    """Simulate a light-sheet image of an embryo, with its labels and PSF."""
-    from chunkrestore.demo import write_embryo
-
-    for path in write_embryo(output, shape=shape, seed=seed, overwrite=overwrite):
-        say(f"wrote      {path}")
-
-
-@cli.command()
-@click.argument("output", metavar="OUT")
 @with_options(CLUSTER_OPTIONS)
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def demo(output: str, **options: Any) -> None:
@@ -263,7 +304,8 @@ def demo(output: str, **options: Any) -> None:
 
 
 cli.add_command(psf_commands)
-for command in (*STORE_COMMANDS, *JOB_COMMANDS):
+cli.add_command(train_commands)
+for command in (*SIMULATE_COMMANDS, *STORE_COMMANDS, *JOB_COMMANDS, *COMPARE_COMMANDS):
     cli.add_command(command)
 
 

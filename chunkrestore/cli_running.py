@@ -70,6 +70,19 @@ def chosen_dtype(options: dict[str, Any]) -> list[Any]:
     return list(choice_of_dtype(options.pop("dtype"), options.pop("intensity_range")))
 
 
+def chosen_factor(told: str | None, source: str, options: dict[str, Any]) -> float | None:
+    """Return the planes per plane that an option tells: a number, or ``auto`` for the ratio of voxel lengths."""
+    from chunkrestore.operators.sampling import factor_of
+    from chunkrestore.pipeline import voxel_size_of
+
+    if told != "auto":
+        try:
+            return None if told is None else float(told)
+        except ValueError:
+            raise ValueError(f"`factor` {told!r} must be a number such as 4, or auto") from None
+    return factor_of(options["voxel_size"] or voxel_size_of(first_image(source), options["level"]))
+
+
 def opened(source: str, options: dict[str, Any]) -> Any:
     """Take what was said of an input by hand out of `options`; return the image, or just its path."""
     hand = {key: options.pop(key, None) for key in BY_HAND}

@@ -13,27 +13,32 @@ give the numbers (``normalization=...``) or use `chunkrestore.run`.
 
 from __future__ import annotations
 
-import operator as op
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 
 from chunkrestore import statistics
+from chunkrestore.gathering import from_layer, gather
 from chunkrestore.grid import Block, BlockGrid, Slices
+from chunkrestore.lazy_resampled import resample
 from chunkrestore.operators.base import (
     ImageOperator,
     LabelOperator,
+    ObjectOperator,
     Operator,
     PilotOperator,
     Table,
+    VoxelOperator,
     channels_of,
 )
 from chunkrestore.operators.pilot import pilot_candidates
+from chunkrestore.operators.sampling import Sampling, sampling_of
+from chunkrestore.operators.storing import result_dtype
 from chunkrestore.stitch.objects import Objects, number_objects
 
 _MERGE_WIDTH = 32
@@ -42,6 +47,8 @@ _MERGE_WIDTH = 32
 
 def apply_image(operator: ImageOperator, image: da.Array, axes: str) -> da.Array:
     """Return the lazy result of an image operator: float32, same shape and chunks.
+
+    One that sees the volume at another sampling (`chunkrestore.operators.sampling`) gives as many planes.
 
     Parameters
     ----------
@@ -58,11 +65,19 @@ def apply_image(operator: ImageOperator, image: da.Array, axes: str) -> da.Array
         If axes, dtype or shape do not suit the operator, before anything is computed.
     """
     n_lead = _check(operator, image, axes)
-    return _map_planes(lambda plane: _image_plane(operator, plane), image, n_lead)
+    sampling = sampling_of(operator)
+    if sampling is None:
+        return _map_planes(lambda plane: _image_plane(operator, plane, plane), image, n_lead)
+
+    def plane_at(sampling: Sampling, plane: da.Array) -> da.Array:
+        seen = resample(plane, sampling.scale, dtype=sampling.dtype)
+        return _image_plane(operator, seen, plane if sampling.measures_original else seen)
+
+    return _map_planes(partial(plane_at, sampling), image, n_lead)
 
 
 def apply_labels(operator: LabelOperator, image: da.Array, axes: str) -> da.Array:
-    """Return the lazy instance labels of a label operator: int32, same shape and chunks.
+    """Return the lazy labels of a label operator, same shape and chunks: of objects int32, of classes uint8.
 
     Parameters are those of `apply_image`. The channels of an operator that takes several together are not among
     the axes of its labels. Decisions across blocks are made by one task that holds the tables of all blocks; a
@@ -72,7 +87,8 @@ def apply_labels(operator: LabelOperator, image: da.Array, axes: str) -> da.Arra
     if channels_of(operator) > 1:
         image = da.moveaxis(image, channel_axis(operator, image.shape, axes), -1).rechunk({-1: -1})
         n_lead -= 1
-    return _map_planes(lambda plane: _labels_plane(operator, plane), image, n_lead)
+    of_plane = _labels_plane if isinstance(operator, ObjectOperator) else _voxel_labels_plane
+    return _map_planes(lambda plane: of_plane(operator, plane), image, n_lead)  # type: ignore[arg-type]
 
 
 def lazy_statistics(image: da.Array, needs: Iterable[float | str]) -> Any:
@@ -126,28 +142,41 @@ def _map_planes(function: Callable[[da.Array], da.Array], image: da.Array, n_lea
     return da.stack(planes).rechunk({0: image.chunks[0]})
 
 
-def _image_plane(operator: ImageOperator, image: da.Array) -> da.Array:
+def _image_plane(operator: ImageOperator, image: da.Array, measured: da.Array) -> da.Array:
+    """Return the result for one volume; the numbers that the operator needs are those of `measured`."""
     grid = BlockGrid.from_chunks(image.chunks, operator.halo(image.shape))
+    ready, dependencies = _ready(operator, measured)
+    name = f"{operator.name}-{tokenize(operator, image.name)}"
+    layer = dict(gather(image, grid, f"halo-{name}"))
+    layer |= {(name, *b.index): (_run_image, ready, b, (f"halo-{name}", *b.index)) for b in grid}
+    return from_layer(name, layer, [image, *dependencies], image.chunks, image._meta.astype(np.float32))
+
+
+def _voxel_labels_plane(operator: VoxelOperator, image: da.Array) -> da.Array:
+    """Label one volume voxel by voxel; channels that the operator takes together are the last axis of `image`."""
+    chunks = image.chunks[:-1] if channels_of(operator) > 1 else image.chunks
+    grid = BlockGrid.from_chunks(chunks, operator.halo(tuple(map(sum, chunks))))
     ready, dependencies = _ready(operator, image)
     name = f"{operator.name}-{tokenize(operator, image.name)}"
-    layer = dict(_gather(image, grid, f"halo-{name}"))
+    layer = dict(gather(image, grid, f"halo-{name}"))
     layer |= {(name, *b.index): (_run_image, ready, b, (f"halo-{name}", *b.index)) for b in grid}
-    return _array(name, layer, [image, *dependencies], image.chunks, image._meta.astype(np.float32))
+    meta = np.empty((0,) * len(chunks), operator.result_dtype(image.dtype))
+    return from_layer(name, layer, [image, *dependencies], chunks, meta)
 
 
-def _labels_plane(operator: LabelOperator, image: da.Array) -> da.Array:
+def _labels_plane(operator: ObjectOperator, image: da.Array) -> da.Array:
     """Label one volume; channels that the operator takes together are the last axis of `image`."""
     chunks = image.chunks[:-1] if channels_of(operator) > 1 else image.chunks
     grid = BlockGrid.from_chunks(chunks, operator.halo(tuple(map(sum, chunks))))
     ready, dependencies = _ready(operator, image)
     name = f"{operator.name}-{tokenize(operator, image.name)}"
     halo, detect, numbered = f"halo-{name}", f"detect-{name}", f"objects-{name}"
-    layer = dict(_gather(image, grid, halo))
+    layer = dict(gather(image, grid, halo))
     layer |= {(detect, *b.index): (_run_detect, ready, b, (halo, *b.index)) for b in grid}
     layer[numbered] = (_run_number, ready, grid, [(detect, *b.index) for b in grid])
     layer |= {(name, *b.index): (_run_paint, ready, b, numbered) for b in grid}
-    meta = np.empty((0,) * len(chunks), np.int32)
-    return _array(name, layer, [image, *dependencies], chunks, meta)
+    meta = np.empty((0,) * len(chunks), result_dtype(operator, image.dtype))
+    return from_layer(name, layer, [image, *dependencies], chunks, meta)
 
 
 def _ready(operator: Operator, image: da.Array) -> tuple[Any, list[Any]]:
@@ -172,55 +201,10 @@ def _numbers(operator: Operator, image: da.Array, wanted: Iterable[float | str])
     return dask.delayed(_per_channel)(channels)
 
 
-def _gather(image: da.Array, grid: BlockGrid, name: str) -> Iterable[tuple[Any, Any]]:
-    """Yield tasks that cut every block's read region out of the chunks it meets.
-
-    Slices are tasks of their own, so that a chunk's neighbours receive its rim and not the whole chunk.
-    """
-    for block in grid:
-        pieces: list[tuple[Slices, Any]] = []
-        for index in grid.indices_meeting(block.read):
-            core = tuple(slice(e[i], e[i + 1]) for e, i in zip(grid.edges, index, strict=True))
-            part = tuple(
-                slice(max(c.start, r.start), min(c.stop, r.stop))
-                for c, r in zip(core, block.read, strict=True)
-            )
-            key = (f"piece-{name}", *block.index, *index)
-            chunk = (image.name, *index, *(0,) * (image.ndim - len(index)))
-            yield key, (op.getitem, chunk, _shift(part, core))
-            pieces.append((_shift(part, block.read), key))
-        yield (
-            (name, *block.index),
-            (_assemble, block.read_shape, [p for p, _ in pieces], [k for _, k in pieces]),
-        )
-
-
-def _shift(region: Slices, origin: Slices) -> Slices:
-    """Return `region` in coordinates that start where `origin` starts."""
-    return tuple(slice(r.start - o.start, r.stop - o.start) for r, o in zip(region, origin, strict=True))
-
-
-def _array(name: str, layer: dict[Any, Any], dependencies: Sequence[Any], chunks: Any, meta: Any) -> da.Array:
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=dependencies)
-    return da.Array(graph, name, chunks, meta=meta)
-
-
 def _tree(function: Any, parts: list[Any]) -> Any:
     while len(parts) > 1:
         parts = [function(parts[i : i + _MERGE_WIDTH]) for i in range(0, len(parts), _MERGE_WIDTH)]
     return parts[0]
-
-
-def _assemble(shape: tuple[int, ...], places: Sequence[Slices], pieces: Sequence[Any]) -> Any:
-    from chunkrestore.backend import namespace
-
-    if len(pieces) == 1:
-        return pieces[0]
-    channels = pieces[0].shape[len(shape) :]
-    result = namespace(pieces[0]).empty((*shape, *channels), dtype=pieces[0].dtype)
-    for place, piece in zip(places, pieces, strict=True):
-        result[place] = piece
-    return result
 
 
 def _resolve(operator: Operator, numbers: Mapping[float | str, Any]) -> Operator:
@@ -257,19 +241,19 @@ def _run_image(operator: ImageOperator, block: Block, image: Any) -> Any:
     return result if result.shape == block.core_shape else result[block.trim].copy()
 
 
-def _run_detect(operator: LabelOperator, block: Block, image: Any) -> Table:
+def _run_detect(operator: ObjectOperator, block: Block, image: Any) -> Table:
     return operator.detect(image, block)
 
 
-def _run_number(operator: LabelOperator, grid: BlockGrid, tables: Sequence[Table]) -> Objects:
+def _run_number(operator: ObjectOperator, grid: BlockGrid, tables: Sequence[Table]) -> Objects:
     return number_objects(
         operator, grid, {block.index: table for block, table in zip(grid, tables, strict=True)}
     )
 
 
-def _run_paint(operator: LabelOperator, block: Block, objects: Objects) -> np.ndarray:
+def _run_paint(operator: ObjectOperator, block: Block, objects: Objects) -> np.ndarray:
     labels = operator.paint(block, objects.at(block.index))
-    if labels.dtype != np.int32:
+    if labels.dtype == np.int64:
         raise OverflowError(
             f"{block}: more objects than int32 ids; use `chunkrestore.run`, which writes int64"
         )

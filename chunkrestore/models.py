@@ -24,11 +24,13 @@ from typing import Any, Literal, TextIO, TypeAlias, cast
 
 import numpy as np
 
-Kind: TypeAlias = Literal["care", "stardist2d", "stardist3d"]
-"""What a model does: restore (CARE, 2-D or 3-D) or find nuclei (StarDist)."""
+from chunkrestore import keras_files
+
+Kind: TypeAlias = Literal["care", "stardist2d", "stardist3d", "keras"]
+"""What a model does: restore (CARE, 2-D or 3-D), find nuclei (StarDist), or anything (a Keras model in one file)."""
 
 Model: TypeAlias = Any
-"""A folder, the name of a shipped model, or a CSBDeep CARE, StarDist2D or StarDist3D object."""
+"""A folder, a Keras file, the name of a shipped model, or a CSBDeep CARE, StarDist2D or StarDist3D object."""
 
 SHIPPED = ("care3d-demo", "stardist3d-demo")
 """Names of the models inside this package."""
@@ -36,6 +38,10 @@ SHIPPED = ("care3d-demo", "stardist3d-demo")
 _INSTALL = 'run: pip install "chunkrestore[dl]"'
 
 _CLASSES: dict[Kind, str] = {"care": "CARE", "stardist2d": "StarDist2D", "stardist3d": "StarDist3D"}
+_SAID = {**_CLASSES, "keras": "Keras"}
+
+_OPERATORS = {"IsotropicCARE": "IsotropicCare", "UpsamplingCARE": "UpsamplingCare"}
+"""Operators of CSBDeep's classes whose models are stored like CARE models, and predict in a way of their own."""
 
 _UNET = {"backbone": "unet", "n_classes": None, "unet_n_filter_base": 32, "unet_n_conv_per_depth": 2}
 _DEFAULTS: dict[Kind, dict[str, Any]] = {
@@ -73,7 +79,7 @@ def reference(model: Model) -> str:
 
 
 def folder(model: Model) -> Path:
-    """Return the resolved folder of `model`; a shipped name means the shipped model (``./name`` a folder).
+    """Return the resolved folder of `model`, or its Keras file; a shipped name means that model (``./name`` a folder).
 
     Raises
     ------
@@ -86,6 +92,8 @@ def folder(model: Model) -> Path:
         path = Path(str(files("chunkrestore").joinpath("shipped_models", str(model))))
     else:
         path = Path(model).expanduser().resolve()
+    if keras_files.is_keras_file(path):
+        return path
     if not path.is_dir():
         raise ValueError(
             f"`model` {os.fspath(model)!r} does not exist; give a model folder or a shipped model: "
@@ -127,17 +135,18 @@ def kind(model: Model, *accepted: Kind) -> Kind:
         If it is neither a CARE nor a StarDist model, or not of an accepted kind.
     """
     path = folder(model)
-    found = _kind_of(path, _read_json(path / "config.json"))
+    found = "keras" if path.is_file() else _kind_of(path, _read_json(path / "config.json"))
     if accepted and found not in accepted:
-        wanted = " or ".join(_CLASSES[k] for k in accepted)
-        raise ValueError(f"`model` {path} is a {_CLASSES[found]} model; a {wanted} model is needed here")
+        wanted = " or ".join(_SAID[k] for k in accepted)
+        raise ValueError(f"`model` {path} is a {_SAID[found]} model; a {wanted} model is needed here")
     return found
 
 
 def config(model: Model) -> SimpleNamespace:
     """Return the parameters in ``config.json`` as attributes, as in CSBDeep's and StarDist's ``Config``.
 
-    Keys that an older StarDist did not write have that library's default values.
+    Keys that an older StarDist did not write have that library's default values. Of a Keras file, what
+    `chunkrestore.keras_files.config` returns.
 
     Raises
     ------
@@ -145,6 +154,8 @@ def config(model: Model) -> SimpleNamespace:
         If it is neither a CARE nor a StarDist model.
     """
     path = folder(model)
+    if path.is_file():
+        return keras_files.config(path)
     entries = _read_json(path / "config.json")
     return SimpleNamespace(**_DEFAULTS[_kind_of(path, entries)] | entries)
 
@@ -166,7 +177,11 @@ def thresholds(model: Model) -> tuple[float, float]:
 def digest(model: Model) -> str:
     """Return the SHA-256 (hexadecimal) of a model's configuration, thresholds and weights."""
     path = folder(model)
-    parts = [p for p in (path / "config.json", path / "thresholds.json", weights_file(path)) if p.is_file()]
+    if path.is_file():
+        parts = [path]
+    else:
+        named = (path / "config.json", path / "thresholds.json", weights_file(path))
+        parts = [p for p in named if p.is_file()]
     return _digest_of(tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in parts))
 
 
@@ -186,7 +201,9 @@ _load_lock = threading.RLock()
 
 
 def load(model: Model, *, expected_digest: str | None = None) -> Any:
-    """Return the CSBDeep or StarDist object of a model; a folder is loaded once per process.
+    """Return the CSBDeep or StarDist object of a model; a folder or file is loaded once per process.
+
+    What is returned has a ``keras_model``; of a Keras file, nothing else.
 
     Parameters
     ----------
@@ -233,8 +250,11 @@ def tensorflow() -> Any:
 
 
 def _load(path: Path) -> Any:
-    name = _CLASSES[kind(path)]
     tensorflow()
+    if path.is_file():
+        with _quiet():
+            return SimpleNamespace(keras_model=keras_files.load(path))
+    name = _CLASSES[kind(path)]
     with _quiet():
         try:
             if name == "CARE":
@@ -254,13 +274,30 @@ def _load(path: Path) -> Any:
             ) from error
 
 
+def check_class(model: Model, *accepted: str) -> None:
+    """Raise `ValueError` if a model object is of one of CSBDeep's classes that predict in another way.
+
+    Folders do not tell the class: an isotropic, an upsampling and a plain CARE network are stored alike.
+
+    Parameters
+    ----------
+    model
+        Folder, shipped name or object.
+    accepted
+        Names of the classes of objects that the caller can use.
+    """
+    for name in (c.__name__ for c in type(model).__mro__):
+        if name in _OPERATORS and name not in accepted:
+            raise ValueError(f"`model` is of class {name}; use the operator {_OPERATORS[name]} for it")
+
+
 def _folder_of_object(model: Any) -> Path:
     classes = [c.__name__ for c in type(model).__mro__]
-    special = {"IsotropicCARE", "UpsamplingCARE", "ProjectionCARE"}.intersection(classes)
-    if special or not set(_CLASSES.values()).intersection(classes):
+    if "ProjectionCARE" in classes or not set(_CLASSES.values()).intersection(classes):
         raise ValueError(
             f"`model` is of class {type(model).__name__}; give a folder, a shipped model "
-            f"({', '.join(SHIPPED)}) or an object of class {', '.join(_CLASSES.values())}"
+            f"({', '.join(SHIPPED)}) or an object of class {', '.join(_CLASSES.values())}; save other Keras "
+            "models as .keras files"
         )
     if model.basedir is None:
         raise ValueError(
@@ -289,6 +326,11 @@ def _kind_of(path: Path, entries: dict[str, Any]) -> Kind:
     derived = any(key.startswith(("n2v_", "denoiseg_", "proj_")) for key in entries)
     if {"probabilistic", "unet_kern_size", "unet_n_first", "unet_n_depth"} <= entries.keys() and not derived:
         return "care"
+    if "proj_axis" in entries:
+        raise ValueError(
+            f"`model` {path} is a ProjectionCARE model, which makes a plane of a volume; blocks of an image of another "
+            "dimension are not supported, use csbdeep.models.ProjectionCARE"
+        )
     raise ValueError(f"`model` {path} is neither a CARE nor a StarDist model, judging by its config.json")
 
 

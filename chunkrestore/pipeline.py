@@ -100,17 +100,30 @@ class CareStep(_Strict):
     normalization: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (2.0, 99.8)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    output: Literal["mean", "scale"] = "mean"
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
-        """Return the operator; paths are relative to `folder`."""
+        """Return the operator; paths are relative to `folder`, `voxel_size` is that of the image if known."""
         from chunkrestore.operators.care import Care
 
-        return Care(
-            _model(folder, self.model),
-            normalization=self.normalization,
-            percentiles=self.percentiles,
-            precision=self.precision,
-        )
+        return Care(_model(folder, self.model), **self.model_dump(exclude={"operator", "model"}))
+
+
+class AxialCareStep(CareStep):
+    """Make planes between those of a volume with a network."""
+
+    operator: Literal["isotropic-care", "upsampling-care"]  # type: ignore[assignment]
+    factor: float | Literal["auto"]
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; paths are relative to `folder`, and the factor ``auto`` follows from `voxel_size`."""
+        from chunkrestore.operators.axial import care_of
+        from chunkrestore.operators.sampling import factor_of
+
+        parameters = self.model_dump(exclude={"operator", "model", "factor"})
+        factor = factor_of(voxel_size) if self.factor == "auto" else self.factor
+        kind = "isotropic" if self.operator == "isotropic-care" else "upsample"
+        return care_of(_model(folder, self.model), **{kind: factor}, **parameters)
 
 
 class StarDistStep(_Strict):
@@ -125,6 +138,7 @@ class StarDistStep(_Strict):
     scale: float | tuple[float, ...] | None = None
     skip_below: float | None = None
     suppression: Literal["exact", "fast"] = "exact"
+    class_names: tuple[str, ...] | None = None
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
@@ -135,18 +149,127 @@ class StarDistStep(_Strict):
         return StarDist(_model(folder, self.model), **parameters)
 
 
+class SemanticStep(_Strict):
+    """Tell the class of every voxel with a network."""
+
+    operator: Literal["semantic"]
+    model: str
+    by: Literal["objects", "voxels"] | None = None
+    class_names: tuple[str, ...] | None = None
+    threshold: float | None = None
+    depth: int | Three | None = None
+    align: int | Three | None = None
+    prob_thresh: float | None = None
+    nms_thresh: float | None = None
+    normalization: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (1.0, 99.8)
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; paths are relative to `folder`."""
+        from chunkrestore.operators.semantic import classifier
+
+        parameters = self.model_dump(exclude={"operator", "model"}, exclude_none=True)
+        return classifier(_model(folder, self.model), **parameters)
+
+
+class _LengthsStep(_Strict):
+    """A filter or method whose lengths are in voxels, or in micrometres."""
+
+    micrometres: bool = False
+
+    def _parameters(self, voxel_size: tuple[float, ...] | None) -> dict[str, Any]:
+        """Return the keys, with the image's voxel size if lengths are in micrometres."""
+        if self.micrometres and voxel_size is None:
+            raise ValueError("`micrometres` needs an image that tells its voxel size; give lengths in voxels")
+        sampling = {"voxel_size": voxel_size} if self.micrometres else {}
+        return self.model_dump(exclude={"operator", "micrometres"}) | sampling
+
+
+class GaussianStep(_LengthsStep):
+    """Smooth."""
+
+    operator: Literal["gaussian"]
+    sigma: float | tuple[float, ...]
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; `voxel_size` is that of the image if known."""
+        from chunkrestore.operators.smoothing import Gaussian
+
+        return Gaussian(**self._parameters(voxel_size))
+
+
+class DifferenceOfGaussiansStep(_LengthsStep):
+    """Remove background and noise."""
+
+    operator: Literal["difference-of-gaussians"]
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; `voxel_size` is that of the image if known."""
+        from chunkrestore.operators.smoothing import DifferenceOfGaussians
+
+        return DifferenceOfGaussians(**self._parameters(voxel_size))
+
+
+class WindowStep(_Strict):
+    """Smooth or remove background by ranks."""
+
+    operator: Literal["median", "top-hat"]
+    window: int | Three
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator."""
+        from chunkrestore.operators.smoothing import Median, TopHat
+
+        return (Median if self.operator == "median" else TopHat)(self.window)
+
+
+class LocalSection(_Strict):
+    """A threshold of each voxel's surroundings."""
+
+    method: Literal["gaussian", "mean", "niblack", "sauvola"] = "gaussian"
+    window: int | Three = 31
+    factor: float = 1.0
+    offset: float = 0.0
+    k: float = 0.2
+    dynamic_range: float | None = None
+
+
 class ThresholdStep(_Strict):
-    """Segment by a global threshold."""
+    """Segment by a threshold."""
 
     operator: Literal["threshold"]
     value: float | None = None
     connectivity: Literal[1, 2, 3] = 1
+    percentile: float | None = None
+    local: LocalSection | None = None
 
     def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
         """Return the operator."""
         from chunkrestore.operators.threshold import Threshold
 
-        return Threshold(self.value, connectivity=self.connectivity)
+        return Threshold(**_with_local(self.model_dump(exclude={"operator"})))
+
+
+class WatershedStep(_LengthsStep):
+    """Segment by a threshold, and split what touches."""
+
+    operator: Literal["watershed"]
+    value: float | None = None
+    percentile: float | None = None
+    local: LocalSection | None = None
+    min_distance: float = 4.0
+    max_distance: float | None = None
+    landscape: Literal["distance", "intensity"] = "distance"
+    smoothing: float | None = None
+
+    def build(self, folder: Path, voxel_size: tuple[float, ...] | None) -> Operator:
+        """Return the operator; `voxel_size` is that of the image if known."""
+        from chunkrestore.operators.watershed import Watershed
+
+        return Watershed(**_with_local(self._parameters(voxel_size)))
 
 
 class LabellerStep(_Strict):
@@ -176,9 +299,15 @@ Step = Annotated[
     | GradientConsensusStep
     | InverseStep
     | CareStep
+    | AxialCareStep
     | AsTypeStep
     | StarDistStep
+    | SemanticStep
+    | GaussianStep
+    | DifferenceOfGaussiansStep
+    | WindowStep
     | ThresholdStep
+    | WatershedStep
     | LabellerStep,
     Field(discriminator="operator"),
 ]
@@ -275,6 +404,14 @@ def voxel_size_of(source: str, level: int = 0) -> tuple[float, ...] | None:
     except (ValueError, FileNotFoundError):
         return None  # whoever reads it says why
     return image.levels[level].voxel_size if image.calibrated and level < len(image.levels) else None
+
+
+def _with_local(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters with the local threshold that they describe, if any."""
+    from chunkrestore.operators.threshold import LocalThreshold
+
+    local = parameters["local"]
+    return parameters | {"local": None if local is None else LocalThreshold(**local)}
 
 
 def _store(folder: Path, store: str) -> str:

@@ -270,6 +270,7 @@ def test_operator_holds_a_name_and_describes_itself(care_folders):
         "percentiles": [2.0, 99.8],
         "depth": [28, 28],
         "precision": "float32",
+        "output": "mean",
     }
     assert pickle.loads(pickle.dumps(operator)) == operator
     assert hash(operator) == hash(replace(operator))

@@ -11,20 +11,20 @@ PACKAGE = Path(chunkrestore.__file__).parent
 HEAVY = (
     *("tensorflow", "keras", "csbdeep", "stardist", "cupy", "zarr", "obstore", "distributed", "skimage"),
     *("tensorstore", "zarrs"),
-    *("matplotlib", "numba", "pyarrow", "tifffile", "napari", "anndata", "pandas"),
+    *("matplotlib", "numba", "pyarrow", "tifffile", "napari", "anndata", "pandas", "h5py"),
 )
 
 LAYERS = [
     {"grid", "backend"},
-    {"statistics"},
-    {"kernels", "psf", "models"},
+    {"statistics", "gathering"},
+    {"kernels", "psf", "models", "keras_files", "simulate", "metrics"},
     {"operators"},
-    {"lazy", "lazy_labels", "stitch"},
-    {"api", "pipeline", "jobs"},
-    {"demo", "doctor", "viewer"},
-    {"cli", "cli_jobs", "cli_options", "cli_psf", "cli_running", "cli_store", "cli_text"},
+    {"lazy", "lazy_labels", "lazy_resampled", "stitch"},
+    {"api", "pipeline", "jobs", "train"},
+    {"demo", "doctor", "viewer", "comparison"},
+    {path.stem for path in PACKAGE.glob("cli*.py")},
 ]
-BESIDE = {"ome_zarr", "cluster", "models"}
+BESIDE = {"ome_zarr", "cluster", "models", "keras_files", "simulate", "metrics"}
 """Know no operator."""
 
 

@@ -234,8 +234,8 @@ def test_objects_that_workers_could_not_load_are_refused(care, stardist):
 
     with pytest.raises(ValueError, match=r"`model` object 'loose' has no folder"):
         models.reference(CARE(Config("YX", unet_n_first=4), "loose", basedir=None))
-    with pytest.raises(ValueError, match="`model` is of class IsotropicCARE"):
-        models.reference(IsotropicCARE(Config("ZYX", unet_n_first=4), "loose", basedir=None))
+    with pytest.raises(ValueError, match="`model` is of class IsotropicCARE; use the operator IsotropicCare"):
+        models.check_class(IsotropicCARE(Config("YX", unet_n_first=4), "loose", basedir=None), "CARE")
     with pytest.raises(ValueError, match="`model` is of class int"):
         models.reference(3)
     stardist.thresholds = {"prob": 0.9, "nms": 0.1}

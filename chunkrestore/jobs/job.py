@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import chunkrestore
+from chunkrestore.jobs.label_classes import VoxelLabelling
 from chunkrestore.jobs.labelling import Labelling
 from chunkrestore.jobs.ledger import Ledger, digest
 from chunkrestore.jobs.object_columns import ObjectColumns
@@ -18,6 +19,7 @@ from chunkrestore.jobs.object_table import check_available, table_path
 from chunkrestore.jobs.passes import Pass
 from chunkrestore.jobs.plan import Plan
 from chunkrestore.jobs.prepare import copies_labels
+from chunkrestore.jobs.sampling import measured
 from chunkrestore.jobs.stages import RANGE, Numbers, Plane, Stages
 from chunkrestore.ome_zarr import (
     ImageWriter,
@@ -34,7 +36,7 @@ from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.read import label_names
 from chunkrestore.ome_zarr.storage import Storage
 from chunkrestore.ome_zarr.writer import unfinished_state
-from chunkrestore.operators.base import LabelOperator, Operator
+from chunkrestore.operators.base import LabelOperator, ObjectOperator, Operator
 from chunkrestore.operators.stardist import StarDist
 
 _LIBRARIES = ("numpy", "scipy", "tensorflow", "csbdeep", "stardist")
@@ -154,24 +156,17 @@ class Job:
         if self.objects not in ("table", "shapes"):
             raise ValueError(f"`objects` must be 'table', 'shapes' or None, got {self.objects!r}")
         operator = self.plan.passes[-1].operators[-1]
-        if not isinstance(operator, StarDist):
+        if not isinstance(operator, StarDist) or hasattr(operator, "classes"):
             raise ValueError(
-                f"`objects` {self.objects!r} is for objects that StarDist finds; {operator.name} finds none, leave it "
-                "out"
+                f"`objects` {self.objects!r} is for labels of objects that StarDist finds; {operator.name} makes none, "
+                "leave it out"
             )
         check_available()
 
     def _check_image_output(self, overwrite: bool) -> None:
         if stores.same(self.output, self.image.path):
             raise ValueError(f"`output` {self.output} is the input; give another store")
-        if stores.is_free(self.output):
-            return
-        if not (is_image(self.output) or unfinished_state(self.output)):
-            raise ValueError(f"`output` {self.output} exists and is no OME-Zarr image; give another store")
-        if not overwrite:
-            raise FileExistsError(
-                f"`output` {self.output} exists; give another store or pass overwrite=True (--overwrite)"
-            )
+        check_image_place(self.output, overwrite=overwrite)
 
     def _check_labels_output(self, overwrite: bool) -> None:
         if not (
@@ -197,7 +192,7 @@ class Job:
         needs = (work.needs - {"pilot"}) | (set(RANGE) if work.has_seams else set())
         # A float image is read once before anything is written, since it may hold NaN; our own results do not.
         if needs or (position == 0 and source.dtype.kind == "f" and not work.only_copies):
-            numbers = stages.statistics(source, work.grid, self.planes, needs)
+            numbers = stages.statistics(*measured(work, source), self.planes, needs)
         else:
             numbers = {plane: {} for plane in self.planes}
         return stages.pilots(source, work, numbers) if "pilot" in work.needs else numbers
@@ -228,7 +223,7 @@ class Job:
         operators = self.operators(position, numbers)
         _report_operators(stages, operators)
         is_last = position == len(self.image_passes) - 1
-        writer = _writer(
+        writer = writer_of(
             stages,
             f"image-{position}",
             path,
@@ -244,7 +239,7 @@ class Job:
         if writer is not None:
             self._publish(stages, f"image-{position}", writer)
         elif self.copies_labels and self.label_name not in label_names(self.output):
-            _list_labels(path)
+            list_labels(path)
         if is_last:
             stages.report.outputs.append(path)
         if position > 0:
@@ -279,12 +274,13 @@ class Job:
         }
         _report_operators(stages, {plane: (operator,) for plane, operator in operators.items()})
         source = self._source(stages, position)
-        labelling = Labelling(stages, work.grid, operators, source)
+        kind = Labelling if isinstance(work.operators[-1], ObjectOperator) else VoxelLabelling
+        labelling = kind(stages, work.grid, operators, source)
         labelling.find_objects()
         if overwrite:
             # Of a killed attempt to list the labels; nobody else writes to the store while we hold its lock.
             clean_partial(stores.join(self.output, "labels"))
-        writer = _writer(
+        writer = writer_of(
             stages,
             "labels",
             self.label_path,
@@ -300,16 +296,18 @@ class Job:
                 **self._codecs,
                 version=self.version if stores.is_free(self.output) else None,
                 overwrite=overwrite,
+                **labelling.attributes(),
             ),
         )
         if writer is not None:
             n_done = labelling.paint(writer)
             if self.objects is not None:
+                assert isinstance(labelling, Labelling)  # `_check_objects`
                 labelling.write_table(table_path(self.label_path), self._columns(operators), versions())
             stages.pyramid("labels_pyramid", writer, n_done)
             self._publish(stages, "labels", writer)
         elif self.label_name not in label_names(self.output):
-            _list_labels(self.label_path)
+            list_labels(self.label_path)
         stages.report.outputs.append(self.label_path)
         if self.objects is not None:
             stages.report.outputs.append(table_path(self.label_path))
@@ -366,6 +364,28 @@ class Job:
         stages.ledger.decide(f"published-{name}", True)
 
 
+def check_image_place(path: str, *, overwrite: bool) -> None:
+    """Raise unless a new image may be written to `path`; nothing is touched.
+
+    Raises
+    ------
+    FileExistsError
+        If there is an image, finished or not, and `overwrite` is not set.
+    ValueError
+        If there is something else.
+    """
+    if stores.is_file(path):
+        raise ValueError(f"`output` {path} is a file; give the path of an OME-Zarr")
+    if stores.is_free(path):
+        return
+    if not (is_image(path) or unfinished_state(path)):
+        raise ValueError(f"`output` {path} exists and is no OME-Zarr image; give another store")
+    if not overwrite:
+        raise FileExistsError(
+            f"`output` {path} exists; give another store or pass overwrite=True (--overwrite)"
+        )
+
+
 def input_identity(image: OmeZarrImage) -> dict[str, Any]:
     """Return what identifies an input: its array and selection, its attributes, and what was said of it by hand."""
     told = {"attributes_sha256": digest(image.attributes), "opened_with": image.opened_with}
@@ -406,7 +426,7 @@ def is_image(path: str) -> bool:
     return True
 
 
-def _writer(stages: Stages, name: str, path: str, create: Callable[[], ImageWriter]) -> ImageWriter | None:
+def writer_of(stages: Stages, name: str, path: str, create: Callable[[], ImageWriter]) -> ImageWriter | None:
     """Return the writer of an output, made or opened again; None if the output is published already."""
     ledger = stages.ledger
     if ledger.value(f"published-{name}"):
@@ -423,7 +443,7 @@ def _writer(stages: Stages, name: str, path: str, create: Callable[[], ImageWrit
     return None
 
 
-def _list_labels(path: str) -> None:
+def list_labels(path: str) -> None:
     """List labels that the job had published, but not listed yet, when it was killed."""
     labels = open_image(path)
     LabelsWriter(

@@ -14,6 +14,7 @@ from chunkrestore.cluster import Cluster, usable_cores
 from chunkrestore.jobs.estimate import Estimate
 from chunkrestore.jobs.estimate import estimate as probe
 from chunkrestore.jobs.plan import Plan, make_plan
+from chunkrestore.jobs.sampling import as_seen
 from chunkrestore.ome_zarr import OmeZarrImage, check_dtype, open_source
 from chunkrestore.ome_zarr.metadata import VERSIONS
 from chunkrestore.ome_zarr.store import free_nbytes, location, read_node
@@ -70,7 +71,8 @@ def plan(
     several = completed(operators if isinstance(operators, Sequence) else [operators])
     if output is not None:
         version = written_version(several, image, location(output), version)
-    made = planned(several, image, block_shape, depth, budget(memory, "cpu", None), shards, version)
+    seen = as_seen(several, image)
+    made = planned(several, seen, block_shape, depth, budget(memory, "cpu", None), shards, version)
     return made if output is None else replace(made, free_nbytes=free_nbytes(location(output)))
 
 
@@ -101,7 +103,8 @@ def estimate(
     """
     image = select(source, level, timepoint, channel, region)
     made = plan(operators, image, **cutting)
-    return probe(made, image, n_probes=n_probes, cluster=cluster, n_workers=n_workers, device=device)
+    seen = as_seen(completed(operators if isinstance(operators, Sequence) else [operators]), image)
+    return probe(made, seen, n_probes=n_probes, cluster=cluster, n_workers=n_workers, device=device)
 
 
 def budget(memory: int | str | None, device: str, n_workers: int | None) -> int | None:
@@ -130,7 +133,7 @@ def calibrated(operators: Sequence[Operator], image: OmeZarrImage) -> dict[str, 
     """Return the record of a calibration of the first operator, on the first time point and channel."""
     first = operators[0]
     first.check(image.spatial_shape, check_dtype(image.dtype, image.path))
-    if not isinstance(first, ImageOperator):
+    if not isinstance(first, ImageOperator) or isinstance(first, LabelOperator):
         raise ValueError(f"`calibrate` has nothing to do: {first.name} is exact with its own halo")
     source = image.source(0)
     return calibrate(first, lambda region: source.read(0, 0, region), image.spatial_shape).describe()

@@ -34,6 +34,7 @@ from chunkrestore.jobs.progress import Progress
 from chunkrestore.jobs.report import Report
 from chunkrestore.jobs.request import load_request, save_request
 from chunkrestore.jobs.runner import Runner, message_of
+from chunkrestore.jobs.sampling import as_seen
 from chunkrestore.jobs.stages import Stages
 from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.ome_zarr.store import location, writable
@@ -82,7 +83,8 @@ def run(
     Parameters
     ----------
     operators
-        Image operators in order of application, optionally followed by one label operator. Without any, the image
+        Image operators in order of application, optionally followed by one label operator. One that makes planes
+        between those of the image (`chunkrestore.IsotropicCare`) comes first. Without any, the image
         (or the label group) is copied, to store it in another way; `chunkrestore.operators.storing.AsType` as the last
         image operator chooses the dtype, which is float32 otherwise. Operators run
         together on a block, without intermediate stores, unless one needs a number of the whole result
@@ -249,6 +251,10 @@ def resume(
 
         request = manifest["request"] | {"images": images_at(manifest["request"]["images"])}
         return measure(**request, **where, quiet=quiet)
+    if manifest.get("kind") == "simulate":
+        from chunkrestore.jobs.simulating import resume_simulation
+
+        return resume_simulation(folder, location(output), **where, quiet=quiet)
     operators, image, options = load_request(folder)
     return run(operators, image, output, **where, page=page, quiet=quiet, **options)
 
@@ -310,6 +316,7 @@ def job_of(
     ValueError
         If operators, image and options do not fit together.
     """
+    image = as_seen(operators, image)
     nbytes = earlier.get("memory_nbytes") if options.memory == "free" else None
     nbytes = nbytes or budget(options.memory, options.device, n_workers)
     chain, calibration = list(operators), None

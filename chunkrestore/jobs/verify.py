@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ def _parts(
     """
     if manifest.get("kind") == "pyramid":
         yield from _parts_of_pyramids(manifest, journal)
+    if manifest.get("kind") == "simulate":
+        yield from _parts_of_simulation(manifest, journal)
     if not manifest.get("passes"):
         return
     passes = manifest["passes"]
@@ -202,6 +204,18 @@ def _parts_of_pyramids(manifest: dict[str, Any], journal: Journal) -> Iterator[_
             is_listed or not journal.values.get(f"published-{name}")
         ):
             yield from _pyramid_parts(name, group.readers(), journal, group.n_done)
+
+
+def _parts_of_simulation(manifest: dict[str, Any], journal: Journal) -> Iterator[_Part]:
+    """Yield what a simulation has written: every block gives a part of several images."""
+    blocks = journal.stage("blocks")
+    for name, path in manifest["output"]["outputs"].items() if blocks.finished else ():
+        levels = _levels(path)
+        grid = BlockGrid.regular(levels[0].spatial_shape, manifest["block_shape"])
+        own = replace(blocks, finished={item: told[name] for item, told in blocks.finished.items()})
+        yield _Part("blocks", levels, own, _regions(grid, levels, _factors(levels)))
+        n_fused = int(journal.values[f"fused-blocks-{name}"])
+        yield from _pyramid_parts(f"pyramid-{name}", levels, journal, n_fused)
 
 
 def _replaced(folders: Iterable[Path]) -> dict[str, int]:

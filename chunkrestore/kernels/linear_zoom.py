@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,10 +15,10 @@ Weights = npt.NDArray[np.float64]
 
 @compiled
 def interpolate(
-    volume: npt.NDArray[np.float32],
+    volume: npt.NDArray[Any],
     voxels: tuple[Indices, Indices, Indices],
     weights: tuple[Weights, Weights, Weights],
-    result: npt.NDArray[np.float32],
+    result: npt.NDArray[Any],
 ) -> None:
     """Fill `result` with `volume` at the points of a lattice.
 
@@ -26,13 +28,13 @@ def interpolate(
     Parameters
     ----------
     volume
-        float32 (nz, ny, nx).
+        (nz, ny, nx), of any dtype.
     voxels
         Per axis, int64 (2, n_points): the two voxels that each point lies between.
     weights
         Per axis, float64 (2, n_points): their weights.
     result
-        float32, one value per point of the lattice; written.
+        float32 or float64, one value per point of the lattice; written.
     """
     z, y, x = voxels
     wz, wy, wx = weights

@@ -224,18 +224,44 @@ def run_network(
     block at a time. TensorFloat-32, which keeps 10 bits of the mantissa, is switched off for the process.
     Nothing in reduced precision was run on a GPU yet.
     """
-    if image.dtype != np.float32:
-        raise TypeError(f"`image` must be float32, got {image.dtype}")
+    return tuple(output[0] for output in run_batch(keras_model, image[np.newaxis], precision=precision))
+
+
+def run_batch(
+    keras_model: Any, images: np.ndarray, *, precision: Precision = "float32"
+) -> tuple[np.ndarray, ...]:
+    """Run a network once on several images of one shape.
+
+    Parameters
+    ----------
+    keras_model, precision
+        As for `run_network`.
+    images
+        float32; the first axis counts images, the others are as for `run_network`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        The network's outputs, float32, one per image along the first axis. Arrays may be read-only.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        As for `run_network`.
+    """
+    shape = images.shape[1:]
+    if images.dtype != np.float32:
+        raise TypeError(f"`image` must be float32, got {images.dtype}")
     expected = tuple(keras_model.inputs[0].shape)[1:]
-    if image.ndim != len(expected) or image.shape[-1] != expected[-1]:
+    if len(shape) != len(expected) or shape[-1] != expected[-1]:
         raise ValueError(
-            f"`image` of shape {image.shape} does not fit a network with {len(expected) - 1} spatial axes "
+            f"`image` of shape {shape} does not fit a network with {len(expected) - 1} spatial axes "
             f"and {expected[-1]} channel(s), channels last"
         )
     check_precision(precision)
     function = _function(keras_model, precision)
     with _turn():
-        outputs = tuple(np.asarray(output)[0] for output in function(image[np.newaxis]))
+        outputs = tuple(np.asarray(output) for output in function(images))
     if precision != "float32" and not all(np.isfinite(output).all() for output in outputs):
         raise OverflowError(
             f"the network's outputs are not finite with `precision` {precision!r}: float16 ends at 65504; "
@@ -254,7 +280,8 @@ def _function(keras_model: Any, precision: Precision = "float32") -> Any:
             tf.config.experimental.enable_tensor_float_32_execution(False)
             model = _held(keras_model, precision)
             shape = tuple(keras_model.inputs[0].shape)
-            signature = [tf.TensorSpec((None,) * (len(shape) - 1) + (shape[-1],), tf.float32)]
+            any_shape = [tf.TensorSpec((None,) * (len(shape) - 1) + (shape[-1],), tf.float32)]
+            signature = None if _interpolates(keras_model) else any_shape
 
             @tf.function(input_signature=signature, jit_compile=False, autograph=False)  # type: ignore[untyped-decorator]
             def function(batch: Any) -> Any:
@@ -262,6 +289,13 @@ def _function(keras_model: Any, precision: Precision = "float32") -> Any:
 
             graphs[precision] = function
         return graphs[precision]
+
+
+def _interpolates(layer: Any) -> bool:
+    """Return whether upsampling in a model interpolates: Keras must know shapes then, and traces a graph for each."""
+    if getattr(layer, "interpolation", "nearest") != "nearest":
+        return True
+    return any(_interpolates(inner) for inner in getattr(layer, "layers", ()))
 
 
 def _held(keras_model: Any, precision: Precision) -> Callable[[], Any]:

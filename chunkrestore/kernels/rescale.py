@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,23 +109,31 @@ class Rescaling:
             depth.append(math.ceil((d + a - 1 + apart) / Fraction(s)) + 2)
         return Halo(tuple(depth))
 
-    def zoom(self, image: npt.NDArray[np.float32], read: Slices, points: Slices) -> npt.NDArray[np.float32]:
+    def zoom(
+        self,
+        image: npt.NDArray[Any],
+        read: Slices,
+        points: Slices,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> npt.NDArray[Any]:
         """Return the volume at `points` of the zoomed lattice.
 
         Parameters
         ----------
         image
-            Voxels of the region `read`; may have a trailing axis of channels.
+            Voxels of the region `read`, of any dtype; may have a trailing axis of channels.
         read
             Region of the volume; contains ``source(points)``.
         points
             Region of the zoomed lattice.
+        dtype
+            Of the result: float32, or float64 for sums as they are before they are rounded.
 
         Returns
         -------
         numpy.ndarray
-            float32, shape of `points` (and channels), the same bits as in `scipy.ndimage.zoom` of the volume
-            by `scale` with ``order=1``.
+            Shape of `points` (and channels); in float32, the same bits as in `scipy.ndimage.zoom` of the float32
+            volume by `scale` with ``order=1``.
         """
         from chunkrestore.kernels.linear_zoom import interpolate
 
@@ -132,7 +141,7 @@ class Rescaling:
         none = [(np.zeros((2, 1), np.int64), np.array([[1.0], [0.0]]))] * (3 - ndim)
         z, y, x = none + [self._samples(axis, read[axis], points[axis]) for axis in range(ndim)]
         volume = image.reshape((1,) * (3 - ndim) + image.shape[:ndim] + (-1,))
-        zoomed = np.empty((*(len(voxels[0]) for voxels, _ in (z, y, x)), volume.shape[-1]), np.float32)
+        zoomed = np.empty((*(len(voxels[0]) for voxels, _ in (z, y, x)), volume.shape[-1]), dtype)
         for k in range(volume.shape[-1]):
             interpolate(volume[..., k], (z[0], y[0], x[0]), (z[1], y[1], x[1]), zoomed[..., k])
         return zoomed.reshape(tuple(p.stop - p.start for p in points) + image.shape[ndim:])

@@ -208,6 +208,36 @@ class OmeZarrImage:
         levels = self.levels[level : level + 1] if region is not None else self.levels[level:]
         return _cut(self, levels, picks)
 
+    def resampled(self, scale: float | Sequence[float], *, dtype: str | None = None) -> OmeZarrImage:
+        """Return the image at another sampling, interpolated linearly where it is read.
+
+        Every region has the bits of ``scipy.ndimage.zoom(volume, scale, order=1)`` of the whole volume: an axis of n
+        voxels gets ``m = round(n * scale)``, first and last at the centres of the first and last voxel. So voxels are
+        ``(n - 1) / (m - 1)`` times as far apart, a little less than ``1 / scale``, and the position of the first one
+        stays; voxel size and translation say so.
+
+        Parameters
+        ----------
+        scale
+            New voxels per voxel, for all spatial axes or each of them: ``(4, 1, 1)`` for four planes per plane.
+        dtype
+            ``"float32"`` keeps what integers would round; by default that of the image, halves rounded away from 0.
+
+        Returns
+        -------
+        OmeZarrImage
+            With one level and without labels, which lie on the stored voxels. What is selected before counts as
+            the whole volume.
+
+        Raises
+        ------
+        ValueError
+            If `scale` does not suit the shape, or the image holds labels or is resampled already.
+        """
+        from chunkrestore.ome_zarr.resampled import resampled
+
+        return resampled(self, scale, dtype=dtype)
+
     def _level(self, k: int) -> Level:
         return self.levels[_index("level", k, len(self.levels), self.path)]
 

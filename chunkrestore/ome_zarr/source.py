@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from chunkrestore.ome_zarr import store as stores
 from chunkrestore.ome_zarr.image import OmeZarrImage
 from chunkrestore.ome_zarr.read import open_image
+from chunkrestore.ome_zarr.resampled import resampled_again
 from chunkrestore.ome_zarr.tiff.image import open_tiff
 from chunkrestore.ome_zarr.tiff.plane_names import SUFFIXES
 from chunkrestore.ome_zarr.tiff.planes import open_planes
@@ -29,6 +31,7 @@ def open_source(
     channels: Sequence[str] | None = None,
     series: int | None = None,
     as_labels: bool = False,
+    resampled: Mapping[str, Any] | None = None,
 ) -> OmeZarrImage:
     """Open an image from its metadata alone, whatever holds it; voxels are read when asked for.
 
@@ -48,6 +51,8 @@ def open_source(
         Which image of a TIFF file that holds several, 0 the first.
     as_labels
         Whether voxels are ids of objects, where metadata do not say so: 0 is background, and no value is a mean.
+    resampled
+        How `OmeZarrImage.resampled` has made it before, as its ``opened_with`` tells; for who opens it again.
 
     Raises
     ------
@@ -61,6 +66,8 @@ def open_source(
     if isinstance(store, OmeZarrImage):
         return store
     image = _opened(stores.location(store), axes, voxel_size, channels, series)
+    if resampled is not None:
+        return resampled_again(image, resampled)
     if not as_labels or image.is_labels:
         return image
     if image.dtype.kind not in "iu":

@@ -6,18 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from chunkrestore import models
 from chunkrestore.backend import asarray_like
-from chunkrestore.grid import Block
+from chunkrestore.grid import Block, Slices
 from chunkrestore.kernels.network import NetworkGeometry, care_geometry, network_nbytes
 from chunkrestore.kernels.precision import Precision
 from chunkrestore.operators.base import Array
 from chunkrestore.operators.network import NetworkOperator
 from chunkrestore.statistics import of_array
+
+Output: TypeAlias = Literal["mean", "scale"]
+"""Parameters of the distribution that a probabilistic network predicts for every voxel."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Care(NetworkOperator):
     ----------
     model
         Folder of a trained CSBDeep CARE model, name of a shipped model (``"care3d-demo"``), or a CARE object
-        that is saved in a folder. One channel in, one channel out; of a probabilistic model, the mean.
+        that is saved in a folder. One channel in, one channel out.
     normalization
         Input intensities (low, high) that the network sees as 0 and 1; None takes `percentiles`.
     percentiles
@@ -52,11 +55,16 @@ class Care(NetworkOperator):
         float16, and where a library sums in another order for another shape, results of two grids may differ
         as much (none did on a CPU). For GPUs, where it was not run yet; on CPUs bfloat16 helps those with
         instructions for it, and float16 is about ten times slower.
+    output
+        What of a probabilistic model is returned: ``"mean"``, the restored image, or ``"scale"``, the scale b of
+        the Laplace distribution exp(-|x - mean| / b) / 2b of the intensity, in units of the image. The expected
+        error is b, the standard deviation b times the square root of 2, as far as the model is calibrated.
 
     Raises
     ------
     ValueError
-        If the model is missing or not a CARE model, or another parameter is out of its range.
+        If the model is missing or not a CARE model, is not probabilistic where that is needed, or another parameter
+        is out of its range.
 
     References
     ----------
@@ -70,10 +78,21 @@ class Care(NetworkOperator):
     depth: int | Sequence[int] | None = None
     digest: str | None = None
     precision: Precision = "float32"
+    output: Output = "mean"
 
     name = "care"
 
     _kinds: ClassVar[tuple[models.Kind, ...]] = ("care",)
+    _classes: ClassVar[tuple[str, ...]] = ()
+    """CSBDeep's classes of model objects that mean this operator, beside CARE."""
+
+    def __post_init__(self) -> None:
+        models.check_class(self.model, "CARE", *self._classes)
+        super().__post_init__()
+        if self.output not in ("mean", "scale"):
+            raise ValueError(f"`output` must be 'mean' or 'scale', got {self.output!r}")
+        if self.output == "scale" and not self._config.probabilistic:
+            raise ValueError(f"`output` 'scale' needs a probabilistic model, and {self.model} is none")
 
     @property
     def _geometry(self) -> NetworkGeometry:
@@ -104,6 +123,7 @@ class Care(NetworkOperator):
             "percentiles": list(self.percentiles),
             "depth": None if self.depth is None else list(self.depth),  # type: ignore[arg-type]
             "precision": self.precision,
+            "output": self.output,
         }
 
     def __call__(self, image: Array, block: Block | None = None) -> Array:
@@ -149,11 +169,19 @@ class Care(NetworkOperator):
         crop = tuple(
             slice(before, before + n) for (before, _), n in zip(padding, normalized.shape, strict=True)
         )
-        # A probabilistic network's channels are mean and scale.
-        mean = self._run(padded)[0][..., 0][crop]
-        result: np.ndarray = mean * (high - low)
-        result += low
+        core = tuple(
+            slice(before + t.start, before + t.stop)
+            for (before, _), t in zip(padding, block.trim, strict=True)
+        )
+        result: np.ndarray = self._predicted(padded, core)[crop] * (high - low)
+        if self.output == "mean":
+            result += low
         return result
+
+    def _predicted(self, padded: np.ndarray, core: Slices) -> np.ndarray:
+        """Return what the network makes of a padded and normalised block, valid on `core`."""
+        # A probabilistic network's channels are mean and scale.
+        return self._run(padded)[0][..., int(self.output == "scale")]
 
     def _padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """Return how CSBDeep pads a volume to the pooling grid: split, the larger half at the end."""

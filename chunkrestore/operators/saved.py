@@ -3,7 +3,8 @@
 ``operators.json`` holds class names and fields, ``operators.npz`` the arrays among them; never a pickle.
 A value in the JSON is a number, a string, None, a list of values, or an object with one key that tells what
 it is: ``tuple``, ``mapping``, ``array`` (name in the npz), ``bits`` (a packed boolean array), ``stored``
-(place of a zarr array) or ``psf_field``. Models stay where they are and are known by folder and digest.
+(place of a zarr array), ``psf_field`` or ``local_threshold``. Models stay where they are and are known by
+folder and digest.
 
 Only classes of this package are made, from exactly the fields that they have, and what they describe must
 be what was described when they were saved: a file that was tampered with is an error.
@@ -28,6 +29,7 @@ from chunkrestore import backend, models
 from chunkrestore.ome_zarr.stored import open_array, place_of_array
 from chunkrestore.operators.base import Operator
 from chunkrestore.operators.methods import METHODS
+from chunkrestore.operators.threshold import LocalThreshold
 from chunkrestore.psf.varying import PsfField
 
 Arrays = dict[str, np.ndarray]
@@ -36,10 +38,20 @@ _SCHEMA = 1
 _MODULES = {name: module for module, name, _ in METHODS.values()} | {
     "AsType": "storing",
     "Care": "care",
+    "ClassProbability": "semantic",
     "Copy": "storing",
+    "DifferenceOfGaussians": "smoothing",
+    "Gaussian": "smoothing",
+    "IsotropicCare": "axial",
     "Labeller": "labeller",
+    "Median": "smoothing",
+    "Semantic": "semantic",
     "StarDist": "stardist",
+    "StarDistClasses": "semantic",
     "Threshold": "threshold",
+    "TopHat": "smoothing",
+    "Watershed": "watershed",
+    "UpsamplingCare": "axial",
 }
 """Module of every class that can be saved."""
 
@@ -211,6 +223,8 @@ def _encoded(value: Any, arrays: Arrays) -> Any:
             return {"mapping": {str(k): _encoded(v, arrays) for k, v in value.items()}}
         case PsfField():
             return {"psf_field": [_encoded(v, arrays) for v in (value.psfs, value.positions)]}
+        case LocalThreshold():
+            return {"local_threshold": {k: _encoded(v, arrays) for k, v in vars(value).items()}}
     if hasattr(value, "__dlpack__"):
         return _encoded_array(backend.to_numpy(value), arrays)
     if (place := place_of_array(value)) is not None:
@@ -262,6 +276,8 @@ def _decoded(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         case "psf_field":
             psfs, positions = (_decoded(v, arrays) for v in content)
             return PsfField(psfs, positions)
+        case "local_threshold":
+            return LocalThreshold(**{k: _decoded(v, arrays) for k, v in content.items()})
     raise ValueError(f"unknown kind of value {kind!r}")
 
 
