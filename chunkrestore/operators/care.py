@@ -57,7 +57,7 @@ class Care(NetworkOperator):
         instructions for it, and float16 is about ten times slower.
     output
         What of a probabilistic model is returned: ``"mean"``, the restored image, or ``"scale"``, the scale b of
-        the Laplace distribution exp(-|x - mean| / b) / 2b of the intensity, in units of the image. The expected
+        the Laplace distribution ``exp(-|x - mean| / b) / 2b`` of the intensity, in units of the image. The expected
         error is b, the standard deviation b times the square root of 2, as far as the model is calibrated.
 
     Raises

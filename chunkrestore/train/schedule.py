@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-WARM_UP = 0.02
-"""Share of a training during which the learning rate rises to its peak."""
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -21,7 +18,11 @@ class Schedule:
     steps: int | None = None
     """Optimiser steps; None: as many as fit into `minutes`."""
     learning_rate: float = 1e-3
-    """Peak learning rate of Adam; after a short warm-up it falls to 1 % along half a cosine."""
+    """Peak learning rate of Adam; after the warm-up it falls to 1 % along half a cosine."""
+    warm_up: float = 0.02
+    """Share of the training during which the learning rate rises to its peak. Steps that are too large early on switch
+    units off for good: a CARE network that restores well nearby and sees nothing further away
+    (`chunkrestore.train.receptive_field`) wants more of it, or a lower peak."""
     batch_size: int = 1
     """Patches per step."""
     minutes: float | None = None
@@ -41,6 +42,8 @@ class Schedule:
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` {count} must be at least 1")
+        if not 0 < self.warm_up <= 1:
+            raise ValueError(f"`warm_up` {self.warm_up} must lie in (0, 1]")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -55,7 +58,7 @@ class Schedule:
     def rate(self, step: int, seconds: float = 0.0) -> float:
         """Return the learning rate of a step, counted from 0, that begins after `seconds`."""
         done = self.done(step, seconds)
-        one_step = 1 / self.steps if self.steps else 0.1 * WARM_UP
-        warm_up = min(1.0, (done + one_step) / WARM_UP)
+        one_step = 1 / self.steps if self.steps else 0.1 * self.warm_up
+        rising = min(1.0, (done + one_step) / self.warm_up)
         cosine = 0.5 * (1 + math.cos(math.pi * done))
-        return self.learning_rate * warm_up * (0.01 + 0.99 * cosine)
+        return self.learning_rate * rising * (0.01 + 0.99 * cosine)
