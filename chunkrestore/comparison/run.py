@@ -69,7 +69,7 @@ def compare(
         are above the background, those of the raw image and of CARE are not; before images are compared the known
         background is subtracted where it still is. Nothing is fitted.
     iterations
-        Of Richardson-Lucy, one method each. Total variation takes the most of them.
+        Of Richardson-Lucy, one method each. With total variation (of 0.01) it does 40.
     care, stardist
         Models: folder, shipped name, or None for without.
     min_distance
