@@ -407,6 +407,7 @@ def test_the_description_identifies_the_result(folders):
         "percentiles": [1.0, 99.8],
         "depth": [96, 96],
         "precision": "float32",
+        "class_names": None,
     }
 
 
