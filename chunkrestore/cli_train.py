@@ -189,7 +189,7 @@ def _deconvolved(source: str, options: dict[str, Any]) -> Strategy:
     image = open_source(source)
     parameters = {"iterations": options["iterations"], "background": options["background"]}
     size = image.voxel_size if image.calibrated else None
-    made = deconvolved(
+    return deconvolved(
         source,
         f"{options['folder']}.deconvolved.zarr",
         deconvolution_of("richardson-lucy", options["psf"], size, parameters),
@@ -197,8 +197,6 @@ def _deconvolved(source: str, options: dict[str, Any]) -> Strategy:
         timepoint=options["timepoint"],
         quiet=options["quiet"],
     )
-    # A deconvolved image has no camera offset, and other peaks: no common numbers would suit both.
-    return replace(made, pairs=tuple(replace(pair, own_numbers=True) for pair in made.pairs))
 
 
 def _choice(options: dict[str, Any]) -> dict[str, Any]:

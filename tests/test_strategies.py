@@ -67,7 +67,7 @@ def test_the_deconvolved_image_is_the_target(sharp, tmp_path):
     strategy = deconvolved(image, output, operator, cluster="serial", quiet=True)
     voxels = open_image(image).data.compute()
     whole = operator(voxels)
-    low, high = np.percentile(voxels, (2, 99.8))
+    low, high = np.percentile(whole, (2, 99.8))
     patches = strategy.draw(PATCH, 16, seed=1)
     for y, (_, *place) in zip(patches.y, patches.places.tolist(), strict=True):
         region = tuple(slice(a, a + n) for a, n in zip(place, PATCH, strict=True))

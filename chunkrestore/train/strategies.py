@@ -94,7 +94,7 @@ def deconvolved(
 
     Networks learnt from the results of deconvolution in [1]_; [2]_ shapes one after the iterations. The image, or
     a cleaner one of the same sample, is deconvolved block by block by `chunkrestore.run` into a store,
-    which the network is then shown as the answer.
+    which the network is then shown as the answer; input and answer are normalised each by its own percentiles.
 
     Parameters
     ----------
@@ -134,7 +134,9 @@ def deconvolved(
         selected = None if sharp.n_c == 1 else channel
         report = run(operator, sharp, output, channel=selected, timepoint=timepoint, **options)
         described["operators"] = report.operators
-    return Strategy("deconvolved", (Pair(opened, output, channel=channel, timepoint=timepoint),), described)
+    # A deconvolved image has no camera offset, and other peaks: no common numbers would suit both.
+    pair = Pair(opened, output, channel=channel, timepoint=timepoint, own_numbers=True)
+    return Strategy("deconvolved", (pair,), described)
 
 
 def two_exposures(
