@@ -15,7 +15,7 @@ HEAVY = (
 )
 
 LAYERS = [
-    {"grid", "backend"},
+    {"grid", "backend", "hashing"},
     {"statistics", "gathering"},
     {"kernels", "psf", "models", "keras_files", "simulate", "metrics"},
     {"operators"},

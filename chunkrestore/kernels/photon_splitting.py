@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkrestore import backend
+from chunkrestore.hashing import GAMMA, mixed
 
 _BITS_PER_AXIS = 21
 # Three axes in 63 bits; a position beyond two million voxels throws the coins of another one again.
@@ -85,12 +86,9 @@ def _keys(shape: Sequence[int], origin: Sequence[int], seed: int) -> npt.NDArray
 
 
 def _mixed(key: Any) -> Any:
-    """Return the key with its bits mixed (finaliser of SplitMix64, Steele et al. 2014)."""
+    """Return the key one step of SplitMix64 further, with its bits mixed."""
     with np.errstate(over="ignore"):
-        key = key + np.uint64(0x9E3779B97F4A7C15)
-        key = (key ^ key >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        key = (key ^ key >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return key ^ key >> np.uint64(31)
+        return mixed(key + np.uint64(GAMMA))
 
 
 def _heads(photons: npt.NDArray[np.float32], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:

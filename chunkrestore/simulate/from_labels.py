@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from chunkrestore.hashing import GAMMA, mixed
 from chunkrestore.simulate.lattice import Region, checked_region
 from chunkrestore.simulate.microscope import check_seed
 
@@ -203,12 +204,9 @@ def _beside(array: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[Any], npt.N
 
 
 def _hashed(ids: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.uint64]:
-    """Return 64 random bits per id (Steele, Lea and Flood, OOPSLA 2014: the finaliser of SplitMix64)."""
+    """Return 64 random bits per id."""
     key = np.random.SeedSequence([seed, _TEXTURE]).generate_state(1, np.uint64)
-    bits = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(bits ^ (bits >> np.uint64(31)), np.uint64)
+    return np.asarray(mixed((ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA) + key), np.uint64)
 
 
 @lru_cache(maxsize=4)

@@ -1,11 +1,7 @@
 """Random numbers by key: any object's are drawn without those of the others, many objects at once.
 
 A generator of NumPy's for each object would take longer than the object. Here the numbers are a hash of the seed,
-the purpose, the object's key and the number's place.
-
-References
-----------
-.. [1] Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (SplitMix64).
+the purpose, the object's key and the number's place (`chunkrestore.hashing`).
 """
 
 from __future__ import annotations
@@ -17,10 +13,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from chunkrestore.hashing import GAMMA, mixed
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Keys: TypeAlias = npt.NDArray[np.int64]
-
-_GAMMA = 0x9E3779B97F4A7C15
 
 
 class Purpose(IntEnum):
@@ -46,8 +42,5 @@ def uniform(seed: int, purpose: Purpose, keys: npt.NDArray[np.integer], draws: i
     A number depends on the seed, the purpose, its key and its place alone, never on what else is asked.
     """
     counters = keys[..., None].astype(np.uint64) * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
-    z = np.asarray(counters * np.uint64(_GAMMA) + np.uint64(_stream(seed, purpose)), dtype=np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = np.asarray((z ^ np.right_shift(z, np.uint64(shift))) * np.uint64(factor), dtype=np.uint64)
-    z = z ^ np.right_shift(z, np.uint64(31))
-    return np.asarray(np.right_shift(z, np.uint64(11)) * 2.0**-53, dtype=np.float64)
+    bits = mixed(counters * np.uint64(GAMMA) + np.uint64(_stream(seed, purpose)))
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

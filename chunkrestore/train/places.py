@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkrestore.grid import BlockGrid, Halo
+from chunkrestore.hashing import mixed
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -66,7 +67,7 @@ class Spots:
             )
         found = np.broadcast_to(raster, shows.shape)[shows]
         self.n += len(found)
-        hashes = _hashed(found + self._key)
+        hashes = mixed(found + self._key)
         if len(self.hashes) == self._most:
             below = hashes < self.hashes[-1]
             found, hashes = found[below], hashes[below]
@@ -79,13 +80,6 @@ class Spots:
         """Return (n, n_axes): where the spots lie in the lattice, in the order of their hashes."""
         index = np.unravel_index(self.raster.astype(np.int64), self.lattice)
         return np.stack(index, axis=1).astype(np.int64)
-
-
-def _hashed(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return another permutation of 64-bit numbers (finaliser of SplitMix64, Steele et al. 2014)."""
-    number = (number ^ number >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    number = (number ^ number >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return number ^ number >> np.uint64(31)
 
 
 def bin_shape(patch_shape: Sequence[int]) -> tuple[int, ...]:
