@@ -122,7 +122,8 @@ def cli() -> None:
 @with_options((*DTYPE_OPTIONS, *JOB_OPTIONS))
 def deconvolve(source: str, output: str, psf: str, method: str, **options: Any) -> None:
     """Deconvolve an image with its point spread function."""
-    from chunkrestore.pipeline import deconvolution_of, voxel_size_of
+    from chunkrestore.pipeline import voxel_size_of
+    from chunkrestore.pipeline_steps import deconvolution_of
 
     given = {key: options.pop(key) for key in _DECONVOLUTION_PARAMETERS}
     parameters = {key: value for key, value in given.items() if value is not None}

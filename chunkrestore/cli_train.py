@@ -181,7 +181,7 @@ def _strategy(
 
 def _deconvolved(source: str, options: dict[str, Any]) -> Strategy:
     from chunkrestore.ome_zarr import open_source
-    from chunkrestore.pipeline import deconvolution_of
+    from chunkrestore.pipeline_steps import deconvolution_of
     from chunkrestore.train.strategies import deconvolved
 
     if options["level"]:

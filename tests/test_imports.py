@@ -20,7 +20,7 @@ LAYERS = [
     {"kernels", "psf", "models", "keras_files", "simulate", "metrics"},
     {"operators"},
     {"lazy", "lazy_labels", "lazy_resampled", "stitch"},
-    {"api", "pipeline", "jobs", "train"},
+    {"api", "pipeline", "pipeline_steps", "jobs", "train"},
     {"demo", "doctor", "viewer", "comparison"},
     {path.stem for path in PACKAGE.glob("cli*.py")},
 ]
