@@ -252,10 +252,10 @@ def tensorflow() -> Any:
 def _load(path: Path) -> Any:
     tensorflow()
     if path.is_file():
-        with _quiet():
+        with quiet():
             return SimpleNamespace(keras_model=keras_files.load(path))
     name = _CLASSES[kind(path)]
-    with _quiet():
+    with quiet():
         try:
             if name == "CARE":
                 from csbdeep.models import CARE as Class  # noqa: N811
@@ -309,7 +309,7 @@ def _folder_of_object(model: Any) -> Path:
 
 def _same(a: Any, b: Any) -> bool:
     """Return whether two model objects give the same results."""
-    with _quiet():
+    with quiet():
         weights, others = a.keras_model.get_weights(), b.keras_model.get_weights()
     return (
         len(weights) == len(others)
@@ -369,7 +369,7 @@ class _Without(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drop what CSBDeep and StarDist print while loading, and the warnings of the libraries below them."""
     with contextlib.redirect_stdout(cast(TextIO, _Without(sys.stdout))), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,6 +13,8 @@ from chunkrestore.operators.base import Operator
 from chunkrestore.operators.saved import NotSavableError, load_operators, save_operators
 
 _FILE = "options.json"
+REPEAT = "repeat the command or script that began the job; it goes on where it stopped"
+"""What to do where a job cannot be resumed by itself."""
 
 
 def save_request(
@@ -39,16 +41,27 @@ def load_request(folder: Path) -> tuple[list[Operator], OmeZarrImage, dict[str, 
     ValueError
         If they were not, or could not be, kept; or the input is not what it was.
     """
-    repeat = "repeat the command or script that began the job; it goes on where it stopped"
-    try:
-        content = json.loads((folder / _FILE).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} does not tell how its job was begun; {repeat}") from None
-    except ValueError:
-        raise ValueError(f"{folder / _FILE} is not valid JSON; {repeat}") from None
-    if "unsavable" in content:
-        raise ValueError(f"{content['unsavable']}; {repeat}")
+    content = read_kept(folder / _FILE)
     return load_operators(folder), selected(content["source"]), content["options"]
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """Return what a job's folder tells of how it was begun, from the file that it is kept in.
+
+    Raises
+    ------
+    ValueError
+        If it was not, or could not be, kept.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} does not tell how its job was begun; {REPEAT}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not valid JSON; {REPEAT}") from None
+    if "unsavable" in content:
+        raise ValueError(f"{content['unsavable']}; {REPEAT}")
+    return content
 
 
 def selection_of(image: OmeZarrImage) -> dict[str, Any]:

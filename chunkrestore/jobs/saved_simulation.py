@@ -18,13 +18,12 @@ import numpy as np
 
 import chunkrestore.simulate as classes
 from chunkrestore.jobs.ledger import write_atomically
-from chunkrestore.jobs.request import selected, selection_of
+from chunkrestore.jobs.request import REPEAT, read_kept, selected, selection_of
 from chunkrestore.jobs.simulation import Simulation
 from chunkrestore.ome_zarr import OmeZarrImage
 from chunkrestore.psf.varying import PsfField
 
 _FILE, _ARRAYS = "simulation.json", "simulation.npz"
-_REPEAT = "repeat the command or script that began the job; it goes on where it stopped"
 
 
 def save_simulation(folder: Path, simulation: Simulation, request: Mapping[str, Any]) -> None:
@@ -57,14 +56,7 @@ def load_simulation(folder: Path) -> tuple[Simulation, dict[str, Any]]:
     ValueError
         If they were not, or could not be, kept; or labels that are imaged are not what they were.
     """
-    try:
-        content = json.loads((folder / _FILE).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} does not tell how its job was begun; {_REPEAT}") from None
-    except ValueError:
-        raise ValueError(f"{folder / _FILE} is not valid JSON; {_REPEAT}") from None
-    if "unsavable" in content:
-        raise ValueError(f"{content['unsavable']}; {_REPEAT}")
+    content = read_kept(folder / _FILE)
     with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
         arrays = dict(stored)
     phantom, microscope = (_decoded(content[key], arrays) for key in ("phantom", "microscope"))
@@ -110,7 +102,7 @@ def _decoded(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return selected(content)
         case "object" if (cls := _class(content[0])) is not None:
             return cls(**{name: _decoded(v, arrays) for name, v in content[1].items()})
-    raise ValueError(f"unknown kind of value {kind!r}; {_REPEAT}")
+    raise ValueError(f"unknown kind of value {kind!r}; {REPEAT}")
 
 
 def _class(name: str) -> Any:

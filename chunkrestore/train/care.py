@@ -143,7 +143,7 @@ def _model(folder: Path, network: CareNetwork, schedule: Schedule, n_dim: int) -
         train_steps_per_epoch=schedule.steps or 1,
         train_tensorboard=False,
     )
-    with models._quiet():
+    with models.quiet():
         return CARE(config, name=folder.name, basedir=str(folder.parent))
 
 

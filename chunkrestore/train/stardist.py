@@ -202,7 +202,7 @@ def _model(
         anisotropy = measured_anisotropy(patches) if extents else network.anisotropy
         rays = Rays_GoldenSpiral(network.n_rays, anisotropy=anisotropy)
         config = Config3D(rays=rays, anisotropy=anisotropy, **settings)
-    with models._quiet():
+    with models.quiet():
         return (StarDist2D if n_dim == 2 else StarDist3D)(
             config, name=folder.name, basedir=str(folder.parent)
         )

@@ -55,7 +55,7 @@ def optimize_thresholds(
             f"thresholds need as many `labels` as `images` ({len(truth)}, {len(images)}), and objects in them"
         )
     model = models.load(folder)
-    with models._quiet():
+    with models.quiet():
         model.optimize_thresholds(
             [np.asarray(image, dtype=np.float32) for image in images],
             truth,
