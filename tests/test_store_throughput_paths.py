@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -295,11 +296,16 @@ def test_writers_that_are_killed_leave_no_torn_file(shards, tmp_path):
     assert n_unfinished  # otherwise none was killed while it wrote
 
 
-def stop_in_the_middle(process, folder, patience=20.0):
-    """Kill a writer as soon as a file of its is begun and not finished."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and not any(name.endswith(".partial") for name in walk(folder)):
-        pass
+def stop_in_the_middle(process, folder, patience=60.0):
+    """Kill a writer that has begun a file and not finished it; it is held still to look, so it cannot finish then."""
+    rng, deadline = np.random.default_rng(5), time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(rng.uniform(0, 0.005))
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        if any(name.endswith(".partial") for name in walk(folder)):
+            break
+        process.send_signal(signal.SIGCONT)
     process.kill()
 
 
