@@ -38,7 +38,6 @@ import itertools
 import json
 import os
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +49,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
+from sampling import every
 
 import chunkrestore as cr
 from chunkrestore import models
@@ -193,20 +193,11 @@ class Watch:
     @contextmanager
     def sampled(self) -> Iterator[None]:
         """Look every now and then while inside."""
-        over = threading.Event()
-
-        def look() -> None:
-            while not over.wait(_SAMPLE_SECONDS):
-                self.sample()
-
         self._before = self.cpu_s()
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
         try:
-            yield
+            with every(_SAMPLE_SECONDS, self.sample):
+                yield
         finally:
-            over.set()
-            thread.join()
             self.sample()
 
     def spent_cpu_s(self) -> float:

@@ -37,7 +37,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -49,6 +48,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from sampling import every
 from scipy.ndimage import maximum_filter
 
 import chunkrestore as cr
@@ -149,20 +149,9 @@ class Memory:
     @contextmanager
     def sampled(self) -> Iterator[None]:
         """Take samples inside."""
-        over = threading.Event()
         self.samples.append(self.megabytes())
-
-        def sample() -> None:
-            while not over.wait(_SAMPLE_SECONDS):
-                self.samples.append(self.megabytes())
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
+        with every(_SAMPLE_SECONDS, lambda: self.samples.append(self.megabytes())):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def describe(self) -> dict[str, float]:
         """Return first third, last third and peak."""
